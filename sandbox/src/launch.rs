@@ -1,0 +1,295 @@
+//! What the runtime asks of whatever makes a pod run: the contract every runtime handler keeps.
+//!
+//! The built-in handler ([`crate::client::ShimLauncher`]) starts one `podhold-shim` per pod; others may
+//! start a virtual machine or an OCI command line.
+//!
+//! Contract:
+//! - Every operation is idempotent: repeating one that has succeeded succeeds again.
+//! - A container's exit is written to disk before it is reported, is reported once per connection, and
+//!   can be asked for again ([`LivePod::containers`]) after the daemon was away.
+//! - Dropping a handle ends no process: pods outlive the daemon.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use oci_spec::runtime::Process;
+use podhold_cgroups::CgroupPath;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::{ContainerId, PodId};
+
+/// Starts pods and finds those that run already.
+#[async_trait]
+pub trait Launcher: Send + Sync + std::fmt::Debug {
+    /// Starts what holds the pod (for the built-in handler: shim, logger and pause process).
+    ///
+    /// On error nothing of it is left running.
+    async fn open_pod(&self, pod: PodSpec) -> Result<OpenPod, LaunchError>;
+
+    /// Connects to a pod that an earlier daemon opened. [`LaunchError::Gone`] when nothing holds it.
+    async fn reopen_pod(&self, pod: &PodId) -> Result<OpenPod, LaunchError>;
+}
+
+/// A running pod and the channel that tells what happens in it.
+pub struct OpenPod {
+    /// The handle for requests.
+    pub pod: Arc<dyn LivePod>,
+    /// What happens in the pod, in order. Ends after [`PodEvent::Gone`].
+    pub events: UnboundedReceiver<PodEvent>,
+}
+
+/// One pod that runs.
+#[async_trait]
+pub trait LivePod: Send + Sync + std::fmt::Debug {
+    /// The process that holds the pod's namespaces, as the daemon's pid namespace sees it.
+    fn pause_pid(&self) -> u32;
+
+    /// Every container the holder knows: running ones and those that have ended and are not deleted.
+    async fn containers(&self) -> Result<Vec<KnownContainer>, LaunchError>;
+
+    /// Creates the container from its bundle and starts it. Returns when its init has been told to
+    /// execute the workload; a workload that cannot be executed is [`LaunchError::Refused`], and
+    /// nothing of it is left.
+    async fn start(&self, start: StartSpec) -> Result<Started, LaunchError>;
+
+    /// Sends a signal to the container's init process, or to every process of it. Success when the
+    /// container has ended already.
+    async fn signal(&self, container: &ContainerId, signal: i32, to: SignalTo) -> Result<(), LaunchError>;
+
+    /// Runs a further process in a running container. Returns when the process has been started.
+    async fn exec(&self, exec: ExecSpec) -> Result<Box<dyn ExecSession>, LaunchError>;
+
+    /// Opens the container's log file anew, after it was renamed. No line is lost or torn.
+    async fn reopen_log(&self, container: &ContainerId) -> Result<(), LaunchError>;
+
+    /// Kills what is left of the container and forgets it.
+    async fn delete(&self, container: &ContainerId) -> Result<(), LaunchError>;
+
+    /// Kills every container, ends pause (TERM, then KILL) and the holder itself. When it returns,
+    /// no process of the pod is left.
+    async fn close(&self) -> Result<(), LaunchError>;
+}
+
+/// A process started by [`LivePod::exec`].
+#[async_trait]
+pub trait ExecSession: Send + Sync {
+    /// The process, as the daemon's pid namespace sees it.
+    fn pid(&self) -> u32;
+    /// The terminal's master side when [`ExecSpec::io`] asked for one; once only.
+    fn take_terminal(&mut self) -> Option<OwnedFd>;
+    /// Kills the process and everything it started in its session.
+    async fn kill(&self) -> Result<(), LaunchError>;
+    /// Waits for its end. May be called again and gives the same answer.
+    async fn wait(&mut self) -> Result<ExecEnd, LaunchError>;
+}
+
+/// How an exec'd process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecEnd {
+    /// It ended by itself: its exit code, or 128 + signal.
+    Exited(i32),
+    /// Its time was over and it was killed.
+    TimedOut,
+}
+
+/// What a pod's holder needs to know to open it.
+#[derive(Debug, Clone)]
+pub struct PodSpec {
+    /// The pod.
+    pub id: PodId,
+    /// Path of the network namespace to hold; `None` is the host's network.
+    pub netns: Option<PathBuf>,
+    /// A UTS namespace of its own with this host name; `None` is the host's.
+    pub hostname: Option<String>,
+    /// An IPC namespace of its own; otherwise the host's.
+    pub own_ipc: bool,
+    /// One PID namespace for all containers, with pause as its pid 1.
+    pub shared_pid: bool,
+    /// Sysctls to set in the pod's namespaces, by dotted name. Checked by the caller.
+    pub sysctls: BTreeMap<String, String>,
+    /// The cgroup leaf that pause is put into.
+    pub pause_cgroup: CgroupPath,
+    /// `oom_score_adj` of pause; clamped to what is allowed.
+    pub pause_oom_score_adj: i32,
+}
+
+/// A container to start. Its bundle directory is [`crate::Layout::bundle`] and holds `config.json` and
+/// a mounted `rootfs`; namespaces the spec lists without a path are made anew, except those in `join`.
+#[derive(Debug, Clone)]
+pub struct StartSpec {
+    /// The container.
+    pub id: ContainerId,
+    /// Namespaces to join instead of making them.
+    pub join: Vec<NamespaceJoin>,
+    /// The log file, in the CRI log format; `None` discards output.
+    pub log_path: Option<PathBuf>,
+    /// Whether the container has a terminal (CRI `tty`). Must equal the OCI spec's.
+    pub tty: bool,
+    /// Whether stdin stays open for attach (CRI `stdin`); otherwise `/dev/null`.
+    pub stdin: bool,
+    /// Whether stdin is closed at the first detach (CRI `stdin_once`).
+    pub stdin_once: bool,
+}
+
+/// One namespace a container shares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamespaceJoin {
+    /// Which kind.
+    pub kind: NamespaceKind,
+    /// Whose: pause's, or (PID only) that of another running container of the pod.
+    pub of: NamespaceOf,
+}
+
+/// The kinds of namespaces containers of a pod share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NamespaceKind {
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Host name.
+    Uts,
+    /// Processes.
+    Pid,
+    /// Network.
+    Net,
+}
+
+/// Whose namespace is joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamespaceOf {
+    /// The pod's, held by pause.
+    Pod,
+    /// Another container's (CRI `NamespaceMode.TARGET`).
+    Container(ContainerId),
+}
+
+/// A container that was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Its init process, as the daemon's pid namespace sees it.
+    pub pid: u32,
+    /// When it was told to execute the workload.
+    pub at: SystemTime,
+}
+
+/// Who gets a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignalTo {
+    /// The container's first process.
+    Init,
+    /// Every process of the container.
+    All,
+}
+
+/// A further process in a container.
+#[derive(Debug)]
+pub struct ExecSpec {
+    /// The container it runs in.
+    pub container: ContainerId,
+    /// What runs: arguments, environment, user, capabilities, limits; as OCI says.
+    pub process: Process,
+    /// Where its standard streams go.
+    pub io: ExecIo,
+    /// Killed after this time.
+    pub timeout: Option<Duration>,
+}
+
+/// Standard streams of an exec'd process.
+#[derive(Debug)]
+pub enum ExecIo {
+    /// These files; `None` is `/dev/null`.
+    Files {
+        /// Standard input.
+        stdin: Option<OwnedFd>,
+        /// Standard output.
+        stdout: Option<OwnedFd>,
+        /// Standard error.
+        stderr: Option<OwnedFd>,
+    },
+    /// A new terminal in the container's devpts.
+    Terminal,
+}
+
+/// A container the holder knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownContainer {
+    /// The container.
+    pub id: ContainerId,
+    /// Whether it runs, or how it ended.
+    pub state: KnownState,
+}
+
+/// The kernel's truth about one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KnownState {
+    /// It runs.
+    Running(Started),
+    /// It has ended.
+    Exited(Exit),
+}
+
+/// How a container ended; also the exit record on disk.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Exit {
+    /// The exit code, or 128 + signal.
+    pub code: i32,
+    /// When the init process was reaped.
+    pub at: SystemTime,
+    /// Whether the kernel killed a process of it for want of memory.
+    pub oom_killed: bool,
+}
+
+/// What happens in a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodEvent {
+    /// A container has ended and its record is on disk.
+    ContainerExited(ContainerId, Exit),
+    /// The pause process has ended unasked.
+    PauseExited,
+    /// The holder itself is gone, or cannot be understood; the reason in words.
+    Gone(String),
+}
+
+/// Why a request to a pod's holder failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// Nothing holds the pod (any more).
+    #[error("pod {pod}: its shim is gone")]
+    Gone {
+        /// The pod.
+        pod: PodId,
+    },
+    /// The holder knows no such container, or it does not run.
+    #[error("container {container}: {reason}")]
+    NotRunning {
+        /// The container.
+        container: ContainerId,
+        /// Why, in words.
+        reason: String,
+    },
+    /// The request cannot be met, and repeating it will not help: what and why, in words for the user.
+    #[error("{0}")]
+    Refused(String),
+    /// A file or process operation of ours failed.
+    #[error("{operation}")]
+    Io {
+        /// What was attempted, with its object.
+        operation: String,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The holder answered something that is not in the protocol.
+    #[error("pod {pod}: shim protocol: {reason}")]
+    Protocol {
+        /// The pod.
+        pod: PodId,
+        /// What was wrong.
+        reason: String,
+    },
+}
