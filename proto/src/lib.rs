@@ -7,3 +7,9 @@
 pub mod cri {
     tonic::include_proto!("runtime.v1");
 }
+
+/// The protocol between daemon and shim, version 1.
+#[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
+pub mod shim {
+    tonic::include_proto!("podhold.shim.v1");
+}
