@@ -49,6 +49,12 @@ impl CgroupPath {
         path.expect("ids and constants are plain names")
     }
 
+    /// The cgroup above this one; `None` beneath the root, which is nobody's.
+    pub fn parent(&self) -> Option<Self> {
+        let (above, _) = self.0.rsplit_once('/')?;
+        (!above.is_empty()).then(|| Self(above.to_owned()))
+    }
+
     /// The path as text, beginning with `/`.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -89,6 +95,8 @@ mod tests {
             assert!(CgroupPath::parse(bad).is_err(), "{bad:?}");
         }
         assert_eq!(CgroupPath::parse("/a/b/").unwrap().as_str(), "/a/b");
-        assert_eq!(CgroupPath::parse("/a").unwrap().child("b").as_str(), "/a/b");
+        let child = CgroupPath::parse("/a").unwrap().child("b");
+        assert_eq!(child.as_str(), "/a/b");
+        assert_eq!(child.parent().and_then(|a| a.parent()), None);
     }
 }
