@@ -1,1 +1,176 @@
-//! To be written.
+//! Images: from a reference to a root filesystem.
+//!
+//! A pull resolves a [`Reference`] at its registry or a mirror, fetches what is missing, and unpacks each
+//! layer in one pass while it arrives; [`Snapshots`] stack an image's layers and a writable one into a
+//! root filesystem.
+//!
+//! Invariants: an image that [`Images::find`] shows is complete and its content was verified; nothing an
+//! image, a registry or a record says makes us write outside the image directory; a damaged record harms
+//! one image.
+//!
+//! Does not know pods, containers or CRI types.
+
+mod digest;
+mod error;
+mod hosts;
+mod manifest;
+mod platform;
+mod pull;
+mod reference;
+mod registry;
+mod snapshot;
+mod store;
+mod unpack;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+pub use crate::{
+    digest::{ChainId, Digest, InvalidDigest},
+    error::{ErrorKind, ImageError, UnpackError},
+    platform::Platform,
+    pull::Progress,
+    reference::{InvalidReference, Reference},
+    registry::Credentials,
+    snapshot::{IdMap, IdRange, SnapshotError, Snapshots},
+    store::{Image, Usage},
+    unpack::Limits,
+};
+use crate::{pull::Underway, registry::Registry, snapshot::Overlay, store::Store};
+
+/// Where images live and how they are fetched.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Directory of images, layers and snapshots; on one file system that can be overlayfs's upper layer.
+    pub dir: PathBuf,
+    /// Directory of `hosts.toml` directories, in containerd's format.
+    pub hosts_dir: PathBuf,
+    /// Layers downloaded and unpacked at once, over all pulls.
+    pub parallel_layers: usize,
+    /// What images must run on.
+    pub platform: Platform,
+    /// References that are never collected and are reported as pinned.
+    pub pinned: Vec<String>,
+    /// How long a registry may be silent; a download must also bring 64 KiB in each such span.
+    pub stall_timeout: Duration,
+    /// Bounds on one unpacked layer.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            dir: "/var/lib/podhold/images".into(),
+            hosts_dir: "/etc/podhold/certs.d".into(),
+            parallel_layers: 3,
+            platform: Platform::default(),
+            pinned: Vec::new(),
+            stall_timeout: Duration::from_secs(30),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// The images of this machine. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Images {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    platform: Platform,
+    registry: Registry,
+    store: Store,
+    underway: Underway,
+    snapshots: Arc<Overlay>,
+    damaged: Vec<(PathBuf, String)>,
+}
+
+impl Images {
+    /// Opens the image directory, made when missing (mode 0700). Half-made layers of an earlier process
+    /// are thrown away; records that cannot be read are reported by [`Images::damaged`].
+    ///
+    /// Fails when another process has the directory open, or when it cannot be read at all.
+    pub async fn open(config: Config) -> Result<Self, ImageError> {
+        let open = tokio::task::spawn_blocking(move || {
+            let (store, trash) = Store::open(&config.dir, &config.pinned)?;
+            let (snapshots, damaged_snapshots) =
+                Overlay::open(&config.dir, Arc::clone(&store.layers), Arc::clone(&trash))?;
+            let mut damaged = store.damaged();
+            damaged.extend(damaged_snapshots);
+            // What an earlier process threw away may be much: nobody waits for it.
+            let leftovers = trash.contents().map_err(ImageError::io("list the trash"))?;
+            std::thread::spawn(move || {
+                for place in leftovers {
+                    if let Err(error) = trash.delete(place) {
+                        tracing::warn!(%error, "image store: trash not emptied");
+                    }
+                }
+            });
+            let inner = Inner {
+                platform: config.platform,
+                registry: Registry::new(config.hosts_dir, config.stall_timeout),
+                store,
+                underway: Underway::new(config.parallel_layers, config.limits),
+                snapshots: Arc::new(snapshots),
+                damaged,
+            };
+            Ok(Self { inner: Arc::new(inner) })
+        });
+        open.await.unwrap_or_else(|_| Err(ImageError::Cancelled("open the image directory".to_owned())))
+    }
+
+    /// What could not be read when the directory was opened: the path and the reason.
+    pub fn damaged(&self) -> Vec<(PathBuf, String)> {
+        self.inner.damaged.clone()
+    }
+
+    /// Brings the image that `reference` names here and gives it that name.
+    ///
+    /// Dropping the future cancels the pull; layers that are complete by then stay and serve the next
+    /// pull. Pulls that want the same layer at the same time share its download.
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        credentials: Option<Credentials>,
+        progress: Option<watch::Sender<Progress>>,
+    ) -> Result<Arc<Image>, ImageError> {
+        pull::pull(&self.inner, reference, credentials, progress).await
+    }
+
+    /// Finds an image by tag or digest (made canonical), by id with or without `sha256:`, or by the
+    /// unique beginning of an id (at least 4 digits).
+    pub fn find(&self, name: &str) -> Option<Arc<Image>> {
+        self.inner.store.find(name)
+    }
+
+    /// All images, in no particular order.
+    pub fn list(&self) -> Vec<Arc<Image>> {
+        self.inner.store.list()
+    }
+
+    /// Removes an image, found as by [`Images::find`], with all its names, and the layers that no other
+    /// image and no snapshot needs. Success when there is none. Goes on when the future is dropped.
+    pub async fn remove(&self, name: &str) -> Result<(), ImageError> {
+        let (inner, owned) = (Arc::clone(&self.inner), name.to_owned());
+        let remove = tokio::task::spawn_blocking(move || inner.store.remove(&owned));
+        remove.await.unwrap_or_else(|_| Err(ImageError::Cancelled(name.to_owned())))
+    }
+
+    /// What all image layers take on disk. Known without looking.
+    pub fn usage(&self) -> Usage {
+        self.inner.store.layers.usage()
+    }
+
+    /// The snapshots of these images.
+    pub fn snapshots(&self) -> Arc<dyn Snapshots> {
+        Arc::clone(&self.inner.snapshots) as Arc<dyn Snapshots>
+    }
+}
+
+impl std::fmt::Debug for Images {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Images").finish_non_exhaustive()
+    }
+}

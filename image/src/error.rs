@@ -1,0 +1,185 @@
+//! What can go wrong with images, told so that a user can mend it. No I/O.
+//!
+//! Invariant: every message names its object (reference and host, layer and entry, or file), and
+//! [`ImageError::kind`] is enough for a caller to choose a status code.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use crate::{digest::Digest, reference::InvalidReference};
+
+/// The class of an error; each has one gRPC code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request itself is wrong.
+    InvalidArgument,
+    /// The registry or the store has no such thing.
+    NotFound,
+    /// The registry wants credentials, or other ones.
+    Unauthenticated,
+    /// The registry knows the caller and refuses.
+    PermissionDenied,
+    /// The registry cannot be reached or is in trouble; trying again later may help.
+    Unavailable,
+    /// What arrived is not what was promised: wrong digest, damaged stream, hostile layer.
+    DataLoss,
+    /// A limit was reached: disk space, sizes, rate limits.
+    ResourceExhausted,
+    /// The image exists and cannot be used here: platform, media type, configuration.
+    FailedPrecondition,
+    /// A fault of this machine or of ours.
+    Internal,
+}
+
+/// Why an operation on images failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ImageError {
+    /// The name cannot be understood.
+    #[error(transparent)]
+    InvalidReference(#[from] InvalidReference),
+    /// A registry configuration file cannot be used.
+    #[error("{path}: {reason}")]
+    Hosts {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and the mend.
+        reason: String,
+    },
+    /// A registry did not give what was asked for.
+    #[error("{reference}: {host}: {reason}")]
+    Registry {
+        /// What was being pulled.
+        reference: String,
+        /// The host that was asked.
+        host: String,
+        /// What happened, and the mend.
+        reason: String,
+        /// The class.
+        kind: ErrorKind,
+    },
+    /// The image's manifest, index or configuration cannot be used.
+    #[error("{reference}: {reason}")]
+    Image {
+        /// What was being pulled.
+        reference: String,
+        /// What is wrong with it.
+        reason: String,
+        /// The class.
+        kind: ErrorKind,
+    },
+    /// A layer could not be unpacked.
+    #[error("{reference}: layer {layer}: {source}")]
+    Layer {
+        /// What was being pulled.
+        reference: String,
+        /// The layer's digest.
+        layer: Digest,
+        /// Why.
+        source: Arc<UnpackError>,
+    },
+    /// A file operation of the store failed.
+    #[error("{operation}: {source}")]
+    Io {
+        /// What was attempted, with its object.
+        operation: String,
+        /// The kernel's answer.
+        source: Arc<io::Error>,
+    },
+    /// The work was given up because nobody waits for it any more.
+    #[error("{0}: the pull was cancelled")]
+    Cancelled(String),
+}
+
+impl ImageError {
+    /// The class of the error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::InvalidReference(_) => ErrorKind::InvalidArgument,
+            Self::Hosts { .. } => ErrorKind::FailedPrecondition,
+            Self::Registry { kind, .. } | Self::Image { kind, .. } => *kind,
+            Self::Layer { source, .. } => source.kind(),
+            Self::Io { source, .. } => kind_of_io(source),
+            Self::Cancelled(_) => ErrorKind::Unavailable,
+        }
+    }
+
+    pub(crate) fn io(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let operation = operation.into();
+        move |source| Self::Io { operation, source: Arc::new(source) }
+    }
+
+    pub(crate) fn image(reference: &impl ToString, kind: ErrorKind, reason: impl Into<String>) -> Self {
+        Self::Image { reference: reference.to_string(), reason: reason.into(), kind }
+    }
+}
+
+impl From<rustix::io::Errno> for UnpackError {
+    fn from(errno: rustix::io::Errno) -> Self {
+        Self::Io { operation: "unpack".to_owned(), source: errno.into() }
+    }
+}
+
+/// Why a layer was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// One entry of the archive is not acceptable.
+    #[error("entry {entry:?} refused: {reason}")]
+    Entry {
+        /// The entry's name.
+        entry: String,
+        /// Why it is not accepted.
+        reason: String,
+    },
+    /// The content is not what its digest promises.
+    #[error(
+        "{what} is {actual}, the {promised_by} promises {expected}; the registry or a proxy serves damaged content"
+    )]
+    Digest {
+        /// Which digest: of the blob or of the unpacked archive.
+        what: &'static str,
+        /// Where the promise stands.
+        promised_by: &'static str,
+        /// The promise.
+        expected: Digest,
+        /// What the content has.
+        actual: Digest,
+    },
+    /// The stream ends early, is longer than promised, or cannot be decompressed.
+    #[error("{0}")]
+    Stream(String),
+    /// The layer is larger than the limits allow.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The download ended before the layer did; the download's own error tells why.
+    #[error("the download was given up")]
+    Abandoned,
+    /// A file operation failed.
+    #[error("{operation}: {source}")]
+    Io {
+        /// What was attempted, with its object.
+        operation: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl UnpackError {
+    /// The class of the error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Entry { .. } | Self::Digest { .. } | Self::Stream(_) => ErrorKind::DataLoss,
+            Self::TooLarge(_) => ErrorKind::ResourceExhausted,
+            Self::Abandoned => ErrorKind::Unavailable,
+            Self::Io { source, .. } => kind_of_io(source),
+        }
+    }
+}
+
+/// The class of a kernel error: a full disk is the user's to mend, the rest is not.
+fn kind_of_io(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            ErrorKind::ResourceExhausted
+        }
+        _ => ErrorKind::Internal,
+    }
+}

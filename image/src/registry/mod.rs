@@ -1,0 +1,260 @@
+//! Talking to registries: which hosts are asked, as whom, and what comes back, bounded.
+//!
+//! `oci-client` (in the workspace under the name `oci-distribution`) defines the types of manifests, indexes
+//! and errors. Tokens, manifests, configurations and blobs are fetched with `reqwest` directly, because
+//! oci-client reads bodies without a bound, knows neither mirrors with paths, headers or client certificates
+//! nor `Retry-After`, and hashes blobs a second time.
+//!
+//! Invariants: credentials given for one pull are used by that (registry, credentials) pair only, go to
+//! the registry itself and never to its mirrors, and are dropped when a redirect leaves the host; what began
+//! on https never goes on by plain http. Every
+//! body is bounded; every wait is bounded.
+//!
+//! Does not interpret manifests and writes no files.
+
+mod auth;
+mod client;
+mod download;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+pub use auth::Credentials;
+use client::{Ask, Failure, HostClient};
+
+use crate::{
+    digest::Digest,
+    error::{ErrorKind, ImageError},
+    hosts::{self, Host},
+    reference::Reference,
+};
+
+/// Largest manifest or index, in bytes (the bound registries themselves use).
+const MAX_MANIFEST: u64 = 4 << 20;
+/// Largest image configuration, in bytes.
+pub(crate) const MAX_CONFIG: u64 = 8 << 20;
+/// Attempts at one request before the next host is tried.
+const ATTEMPTS: u32 = 5;
+/// Clients kept for later pulls.
+const KEPT: usize = 64;
+
+/// All registries, and the connections and tokens that later pulls can use again.
+pub(crate) struct Registry {
+    hosts_dir: PathBuf,
+    /// How long a connection may be silent, and the window in which a download must move.
+    stall: Duration,
+    transports: Mutex<HashMap<Host, reqwest::Client>>,
+    clients: Mutex<HashMap<(Host, auth::Fingerprint), Arc<HostClient>>>,
+}
+
+impl Registry {
+    pub(crate) fn new(hosts_dir: PathBuf, stall: Duration) -> Self {
+        // Fails when the process has chosen a provider already, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self { hosts_dir, stall, transports: Mutex::default(), clients: Mutex::default() }
+    }
+
+    /// Prepares to fetch one image with one caller's credentials. Reads the registry's `hosts.toml`.
+    pub(crate) async fn session(
+        &self,
+        reference: &Reference,
+        credentials: Option<Credentials>,
+    ) -> Result<Session, ImageError> {
+        let (dir, registry) = (self.hosts_dir.clone(), reference.registry().to_owned());
+        let hosts = tokio::task::spawn_blocking(move || hosts::hosts_for(&dir, &registry))
+            .await
+            .map_err(|_| ImageError::Cancelled(reference.to_string()))??;
+        let clients = hosts
+            .into_iter()
+            .map(|host| {
+                let credentials = credentials.clone().filter(|_| host.upstream);
+                self.client(host, credentials, reference)
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Session { reference: reference.clone(), clients, stall: self.stall })
+    }
+
+    /// The client for a host and credentials; the one made earlier when there is one.
+    fn client(
+        &self,
+        host: Host,
+        credentials: Option<Credentials>,
+        reference: &Reference,
+    ) -> Result<Arc<HostClient>, ImageError> {
+        let key = (host.clone(), auth::fingerprint(credentials.as_ref()));
+        if let Some(client) = self.clients.lock().expect("no panics under this lock").get(&key) {
+            return Ok(Arc::clone(client));
+        }
+        let known = self.transports.lock().expect("no panics under this lock").get(&host).cloned();
+        let refuse = |reason: String| ImageError::Registry {
+            reference: reference.to_string(),
+            host: host.authority.clone(),
+            reason,
+            kind: ErrorKind::FailedPrecondition,
+        };
+        let transport = match known {
+            Some(transport) => transport,
+            None => client::transport(&host).map_err(refuse)?,
+        };
+        let client = Arc::new(HostClient::new(host.clone(), transport.clone(), credentials));
+        let mut transports = self.transports.lock().expect("no panics under this lock");
+        if transports.len() >= KEPT {
+            transports.clear();
+        }
+        transports.insert(host.clone(), transport);
+        drop(transports);
+        let mut clients = self.clients.lock().expect("no panics under this lock");
+        if clients.len() >= KEPT {
+            clients.clear();
+        }
+        Ok(Arc::clone(clients.entry(key).or_insert(client)))
+    }
+}
+
+/// One image at its registry, seen with one caller's credentials.
+pub(crate) struct Session {
+    pub(crate) reference: Reference,
+    clients: Vec<Arc<HostClient>>,
+    stall: Duration,
+}
+
+/// A manifest or index as the registry gave it.
+pub(crate) struct Document {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: Option<String>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Session {
+    /// Fetches what the reference names: by its digest, which is checked, or by its tag.
+    pub(crate) async fn resolve(&self) -> Result<Document, ImageError> {
+        self.manifest(self.reference.target(), self.reference.digest()).await
+    }
+
+    /// Fetches a manifest by digest.
+    pub(crate) async fn manifest_by_digest(&self, digest: &Digest) -> Result<Document, ImageError> {
+        self.manifest(digest.as_str(), Some(digest)).await
+    }
+
+    async fn manifest(&self, target: &str, digest: Option<&Digest>) -> Result<Document, ImageError> {
+        let ask = Ask { path: format!("manifests/{target}"), accept: client::MANIFESTS, offset: 0 };
+        let by_tag = digest.is_none();
+        let (body, headers) = self.document(&ask, MAX_MANIFEST, digest, by_tag).await?;
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let digest = match (digest, header("docker-content-digest").map(Digest::parse)) {
+            (Some(digest), _) => digest.clone(),
+            (None, Some(Ok(claimed))) if claimed.matches(&body) => claimed,
+            (None, Some(Ok(claimed))) => {
+                let reason =
+                    format!("the manifest's digest is {}, the registry says {claimed}", Digest::of(&body));
+                return Err(ImageError::image(&self.reference, ErrorKind::DataLoss, reason));
+            }
+            (None, _) => Digest::of(&body),
+        };
+        let media_type = header("content-type").map(|t| t.split(';').next().unwrap_or(t).trim().to_owned());
+        Ok(Document { digest, media_type, body })
+    }
+
+    /// Fetches a small blob whole; the digest is checked.
+    pub(crate) async fn small_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, ImageError> {
+        let ask = Ask { path: format!("blobs/{digest}"), accept: client::ANYTHING, offset: 0 };
+        Ok(self.document(&ask, limit, Some(digest), false).await?.0)
+    }
+
+    /// Asks the hosts in order until one has it. When none has, the last one's answer counts: it is the
+    /// registry itself.
+    async fn document(
+        &self,
+        ask: &Ask<'_>,
+        limit: u64,
+        digest: Option<&Digest>,
+        by_tag: bool,
+    ) -> Result<(Vec<u8>, reqwest::header::HeaderMap), ImageError> {
+        let mut last = None;
+        let able = |client: &&Arc<HostClient>| if by_tag { client.host.resolve } else { client.host.pull };
+        for client in self.clients.iter().filter(able) {
+            let mut retry = Retry::default();
+            loop {
+                match self.attempt(client, ask, limit, digest).await {
+                    Ok(found) => return Ok(found),
+                    Err(failure) => {
+                        let error = failure.error;
+                        tracing::debug!(host = %client.host.authority, %error, "registry request failed");
+                        last = Some(error);
+                        let Some(after) = failure.retry else { break };
+                        if !retry.pause(after).await {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| self.no_host()))
+    }
+
+    async fn attempt(
+        &self,
+        client: &HostClient,
+        ask: &Ask<'_>,
+        limit: u64,
+        digest: Option<&Digest>,
+    ) -> Result<(Vec<u8>, reqwest::header::HeaderMap), Failure> {
+        let whole = async {
+            let response = client.get(&self.reference, ask, self.stall).await?;
+            let headers = response.headers().clone();
+            let body = client::read_bounded(response, limit).await;
+            Ok((body.map_err(|error| client.body_failure(&self.reference, &ask.path, error))?, headers))
+        };
+        let limit = self.stall.saturating_mul(2);
+        let (body, headers) = tokio::time::timeout(limit, whole)
+            .await
+            .unwrap_or_else(|_| Err(client.silent(&self.reference, &ask.path, limit)))?;
+        match digest {
+            Some(digest) if !digest.matches(&body) => {
+                let reason = format!(
+                    "{} has the digest {}: the host or a proxy before it serves damaged or other content",
+                    ask.path,
+                    Digest::of(&body)
+                );
+                Err(Failure {
+                    error: client.error(&self.reference, ErrorKind::DataLoss, reason),
+                    retry: None,
+                })
+            }
+            _ => Ok((body, headers)),
+        }
+    }
+
+    fn no_host(&self) -> ImageError {
+        let reason = "no host is configured that may be asked; look at 'capabilities' in its hosts.toml";
+        ImageError::image(&self.reference, ErrorKind::FailedPrecondition, reason)
+    }
+}
+
+/// Bounded attempts with growing pauses.
+#[derive(Default)]
+struct Retry {
+    attempts: u32,
+}
+
+impl Retry {
+    /// Waits before the next attempt, at least as long as the host asked for; false when there were
+    /// enough attempts.
+    async fn pause(&mut self, asked: Option<Duration>) -> bool {
+        self.attempts += 1;
+        if self.attempts >= ATTEMPTS {
+            return false;
+        }
+        let step = Duration::from_millis(200 << self.attempts.min(6));
+        // Clients that failed together shall not come back together.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let jitter = step.mul_f64(f64::from(now.subsec_nanos() % 1000) / 2000.0);
+        let asked = asked.unwrap_or_default().min(Duration::from_secs(20));
+        tokio::time::sleep((step / 2 + jitter).max(asked)).await;
+        true
+    }
+}

@@ -1,0 +1,127 @@
+//! One layer, from the bytes of its blob to a directory that overlayfs can stack, in a single pass.
+//!
+//! ```text
+//! chunks from the network ─ hash blob ─ decompress ─ hash archive ─ tar entries ─ files beneath a root fd
+//! ```
+//!
+//! Invariants: nothing is written outside the given directory whatever the archive says; a layer is only
+//! reported as unpacked after its blob digest, its size and its diff id were found right.
+//!
+//! Does not download, does not sync, does not decide whether the layer counts: the store does.
+
+mod beneath;
+mod content;
+mod directories;
+mod entry;
+mod extract;
+mod inherit;
+mod refusal;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    cell::RefCell,
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::{Arc, Weak},
+};
+
+pub(crate) use inherit::inherit_directories;
+pub(crate) use stream::Piece;
+use tokio::sync::mpsc::Receiver;
+
+use crate::{digest::Digest, error::UnpackError};
+
+/// Bounds on one unpacked layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Most entries in a layer's archive; directories it leaves out although it has entries in them count too.
+    pub entries: u64,
+    /// Largest unpacked archive, in bytes; also the largest sum of its files' sizes, holes included.
+    pub bytes: u64,
+    /// Largest unpacked archive relative to its compressed size, once it is over 1 GiB.
+    pub expansion: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { entries: 2_000_000, bytes: 256 << 30, expansion: 200 }
+    }
+}
+
+/// What a layer must turn out to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Expected {
+    /// Digest of the blob.
+    pub(crate) digest: Digest,
+    /// Size of the blob, in bytes.
+    pub(crate) size: u64,
+    /// Digest of the decompressed archive.
+    pub(crate) diff_id: Digest,
+    pub(crate) limits: Limits,
+}
+
+/// Keeps the unpacking of a layer going; when it is dropped, the unpacking ends soon.
+#[derive(Debug, Default)]
+pub(crate) struct Want(Arc<()>);
+
+impl Want {
+    /// What the unpacker looks at.
+    pub(crate) fn watched(&self) -> Wanted {
+        Wanted(Arc::downgrade(&self.0))
+    }
+}
+
+/// Tells whether the layer is still wanted.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted(Weak<()>);
+
+impl Wanted {
+    fn still(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+/// What a layer turned out to be.
+#[derive(Debug, Default)]
+pub(crate) struct Unpacked {
+    /// Bytes its files take on disk, as far as their sizes tell.
+    pub(crate) bytes: u64,
+    /// Inodes it takes.
+    pub(crate) inodes: u64,
+    /// Whether the archive says how the root directory itself looks.
+    pub(crate) root_entry: bool,
+    /// Directories the archive leaves out although it has entries in them, parents first.
+    pub(crate) implicit: Vec<Vec<u8>>,
+}
+
+/// Unpacks the layer that arrives on `pieces` into the empty directory `root`. Blocks.
+///
+/// Ends with [`UnpackError::Abandoned`] soon after nobody wants the layer any more, also when all pieces have
+/// arrived. On error the directory holds whatever was written so far; the caller throws it away.
+pub(crate) fn unpack(
+    pieces: Receiver<Piece>,
+    root: OwnedFd,
+    expected: &Expected,
+    wanted: &Wanted,
+) -> Result<Unpacked, UnpackError> {
+    let failure = Rc::new(RefCell::new(None));
+    run(pieces, root, (expected, wanted), &failure)
+        .map_err(|error| failure.borrow_mut().take().unwrap_or(error))
+}
+
+/// Errors met inside readers pass through the tar crate, which rewraps them: the original is kept aside
+/// in `failure`.
+fn run(
+    pieces: Receiver<Piece>,
+    root: OwnedFd,
+    (expected, wanted): (&Expected, &Wanted),
+    failure: &stream::Failure,
+) -> Result<Unpacked, UnpackError> {
+    let blob = stream::Blob::new(pieces, expected, Rc::clone(failure));
+    let mut archive = stream::Archive::new(blob, expected, wanted.clone(), Rc::clone(failure))?;
+    let unpacked = extract::extract(&mut archive, root, &expected.limits, wanted)?;
+    archive.finish(expected)?;
+    Ok(unpacked)
+}

@@ -1,0 +1,289 @@
+//! Registries that fail, lie, stall and break off: each gives a clear error or is survived, and nothing
+//! half-made remains.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use podhold_image::{Config, Digest, ErrorKind, ImageError};
+use serde_json::json;
+use support::{Fault, GZIP, MANIFEST, Site, Tar, TestImage, TestRegistry, gzip, is_root, noise};
+
+/// Pulls `app`, expects an error, and checks that nothing of it is left.
+async fn refused(site: &Site, registry: &TestRegistry) -> ImageError {
+    let error = site.images.pull(&registry.name("app"), None, None).await.unwrap_err();
+    assert!(error.to_string().contains(&registry.name("app").to_string()), "names the image: {error}");
+    assert!(site.images.list().is_empty());
+    // What the unpacker made is deleted before the error is reported or by a thread right after.
+    for _ in 0..100 {
+        if site.count("ingest") + site.count("trash") == 0 {
+            return error;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("half-made layers are left");
+}
+
+async fn stage(content: &[u8]) -> (Site, TestRegistry, TestImage) {
+    let (site, registry) = (Site::new().await, TestRegistry::start().await);
+    let image = TestImage::new("app", &[Tar::new().file("data", content).build()]);
+    registry.push("app", "latest", &image);
+    (site, registry, image)
+}
+
+const TAG: &str = "/v2/app/manifests/latest";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_status_has_its_kind_and_its_mend() {
+    if !is_root() {
+        return;
+    }
+    let table: [(u16, &'static [u8], ErrorKind, &str); 6] = [
+        (401, b"{}", ErrorKind::Unauthenticated, "pull secret"),
+        (403, b"{}", ErrorKind::PermissionDenied, "rights"),
+        (
+            404,
+            br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"never seen"}]}"#,
+            ErrorKind::NotFound,
+            "never seen",
+        ),
+        (429, b"slow down", ErrorKind::ResourceExhausted, "rate"),
+        (500, b"<html>oops</html>", ErrorKind::Unavailable, "500"),
+        (418, b"", ErrorKind::FailedPrecondition, "perhaps no registry"),
+    ];
+    for (status, body, kind, part) in table {
+        let (site, registry, _) = stage(b"x").await;
+        let fault = Fault::Answer(status, body);
+        registry.fail(TAG, &vec![fault; 10]);
+        let error = refused(&site, &registry).await;
+        assert_eq!(error.kind(), kind, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(part) && text.contains(&format!("http://{}", registry.address)), "{text}");
+        let attempts = registry.count(TAG);
+        assert_eq!(attempts > 1, matches!(status, 429 | 500), "{status}: {attempts} attempts");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passing_trouble_is_survived() {
+    if !is_root() {
+        return;
+    }
+    let (site, registry, image) = stage(&noise(600_000)).await;
+    registry.fail(TAG, &[Fault::Answer(503, b""), Fault::Answer(429, b""), Fault::CutAfter(10)]);
+    let blob = format!("/v2/app/blobs/{}", image.layers[0]);
+    registry.fail(&blob, &[Fault::Answer(502, b""), Fault::CutAfter(200_000), Fault::CutAfter(100_000)]);
+    site.images.pull(&registry.name("app"), None, None).await.unwrap();
+    let ranges: Vec<_> = registry
+        .requests()
+        .iter()
+        .filter(|request| request.path == blob)
+        .map(|request| request.headers.get("range").cloned().unwrap_or_default())
+        .collect();
+    assert_eq!(ranges, ["", "", "bytes=200000-", "bytes=300000-"], "what arrived is not fetched again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_manifest_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let digest = Digest::of(b"x").to_string();
+    let config =
+        json!({"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": 1});
+    let with = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []});
+        change(&mut manifest);
+        manifest.to_string().into_bytes()
+    };
+    let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    let table: Vec<(Vec<u8>, ErrorKind, &str)> = vec![
+        (b"<html>welcome</html>".to_vec(), ErrorKind::DataLoss, "no manifest"),
+        (b"\x00\xff\xfe".to_vec(), ErrorKind::DataLoss, "no manifest"),
+        (b"{}".to_vec(), ErrorKind::DataLoss, "damaged"),
+        (vec![b' '; 5 << 20], ErrorKind::ResourceExhausted, "larger than 4194304 bytes"),
+        (with(&|m| m["schemaVersion"] = json!(1)), ErrorKind::FailedPrecondition, "schema version 1"),
+        (with(&|m| m["manifests"] = json!([])), ErrorKind::DataLoss, "image and an index"),
+        (with(&|m| m["mediaType"] = json!("text/plain")), ErrorKind::FailedPrecondition, "text/plain"),
+        (
+            with(&|m| m["config"]["mediaType"] = json!("application/helm")),
+            ErrorKind::FailedPrecondition,
+            "application/helm",
+        ),
+        (with(&|m| m["config"]["digest"] = json!("sha256:../../x")), ErrorKind::DataLoss, "not a digest"),
+        (
+            with(&|m| m["layers"] = json!([{"mediaType": foreign, "digest": digest, "size": 1}])),
+            ErrorKind::FailedPrecondition,
+            foreign,
+        ),
+        (
+            with(&|m| m["layers"] = json!([{"mediaType": GZIP, "digest": digest, "size": -1}])),
+            ErrorKind::DataLoss,
+            "negative size",
+        ),
+    ];
+    for (body, kind, part) in table {
+        let (site, registry, _) = stage(b"x").await;
+        registry.put(TAG, MANIFEST, &body);
+        let error = refused(&site, &registry).await;
+        assert!(error.to_string().contains(part), "{part}: {error}");
+        assert_eq!(error.kind(), kind, "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_is_not_what_was_promised_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let (site, registry, image) = stage(&noise(100_000)).await;
+    let blob = format!("/v2/app/blobs/{}", image.layers[0]);
+    let right = image.blobs[&image.layers[0]].clone();
+    let mut flipped = right.clone();
+    let last = flipped.len() - 9;
+    flipped[last] ^= 1;
+    let other = gzip(&Tar::new().file("data", &noise(50_000)).build());
+    let mut longer = right.clone();
+    longer.extend_from_slice(b"more");
+    for (body, part) in [(flipped, ""), (other, ""), (longer, "longer than"), (b"garbage".to_vec(), "")] {
+        registry.put(&blob, "x", &body);
+        let error = refused(&site, &registry).await;
+        assert!(error.to_string().contains(&image.layers[0]) && error.to_string().contains(part), "{error}");
+    }
+    registry.put(&blob, "x", &right);
+    let by_digest = format!("/v2/app/manifests/{}", image.digest());
+    registry.put(&by_digest, MANIFEST, b"{\"schemaVersion\":2}");
+    let name = registry.name(&format!("app@{}", image.digest()));
+    let error = site.images.pull(&name, None, None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DataLoss, "{error}");
+    let config = format!("/v2/app/blobs/{}", image.id());
+    registry.put(&config, "x", b"{}");
+    let error = refused(&site, &registry).await;
+    assert_eq!(error.kind(), ErrorKind::DataLoss, "{error}");
+    registry.push("app", "latest", &image);
+    site.images.pull(&registry.name("app"), None, None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_lies_about_its_diff_id_does_not_count() {
+    if !is_root() {
+        return;
+    }
+    let (site, registry) = (Site::new().await, TestRegistry::start().await);
+    let tar = Tar::new().file("data", b"x").build();
+    let image = TestImage::of_blobs("liar", &[(GZIP, Digest::of(b"other"), gzip(&tar))]);
+    registry.push("app", "latest", &image);
+    let error = refused(&site, &registry).await;
+    assert_eq!(error.kind(), ErrorKind::DataLoss);
+    assert!(error.to_string().contains("diff_ids"), "{error}");
+    assert_eq!(site.count("layers"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_layer_names_itself_and_the_rest_serves_the_next_pull() {
+    if !is_root() {
+        return;
+    }
+    let (site, registry) = (Site::new().await, TestRegistry::start().await);
+    let layers: Vec<_> =
+        (0..3).map(|n| Tar::new().file(&format!("f{n}"), &noise(1000 + n)).build()).collect();
+    let image = TestImage::new("app", &layers);
+    registry.push("app", "latest", &image);
+    let missing = format!("/v2/app/blobs/{}", image.layers[2]);
+    registry.fail(&missing, &[Fault::Answer(404, b"")]);
+    let error = refused(&site, &registry).await;
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.to_string().contains(&image.layers[2]), "{error}");
+    site.images.pull(&registry.name("app"), None, None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_and_trickle_end_after_the_stall_time() {
+    if !is_root() {
+        return;
+    }
+    for fault in [Fault::Silence, Fault::Trickle] {
+        let registry = TestRegistry::start().await;
+        let site = Site::with(|config: &mut Config| config.stall_timeout = Duration::from_millis(300)).await;
+        let image = TestImage::new("app", &[Tar::new().file("data", &noise(300_000)).build()]);
+        registry.push("app", "latest", &image);
+        registry.fail(&format!("/v2/app/blobs/{}", image.layers[0]), &vec![fault; 100]);
+        let start = Instant::now();
+        let error = refused(&site, &registry).await;
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("stalls"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_pull_stops_and_leaves_nothing_half_made() {
+    if !is_root() {
+        return;
+    }
+    let (site, registry, image) = stage(&noise(300_000)).await;
+    let blob = format!("/v2/app/blobs/{}", image.layers[0]);
+    registry.fail(&blob, &[Fault::Silence]);
+    let name = registry.name("app");
+    let pull = tokio::time::timeout(Duration::from_millis(500), site.images.pull(&name, None, None)).await;
+    assert!(pull.is_err(), "the registry is silent");
+    for _ in 0..100 {
+        if site.count("ingest") + site.count("trash") == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!((site.count("ingest"), site.count("layers"), site.count("images")), (0, 0, 0));
+    site.images.pull(&name, None, None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_pull_stops_also_when_all_has_arrived() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::with(|config: &mut Config| config.limits.bytes = u64::MAX).await;
+    let registry = TestRegistry::start().await;
+    registry.push("app", "latest", &TestImage::new("app", &[Tar::new().sparse("endless", 1 << 50).build()]));
+    let name = registry.name("app");
+    let pull = tokio::time::timeout(Duration::from_millis(500), site.images.pull(&name, None, None)).await;
+    assert!(pull.is_err(), "a petabyte is not copied in half a second");
+    for _ in 0..500 {
+        if site.count("ingest") + site.count("trash") == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the layer is still being unpacked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_callers_cancelled_pull_does_not_end_anothers() {
+    if !is_root() {
+        return;
+    }
+    let (site, registry, image) = stage(&noise(300_000)).await;
+    let blob = format!("/v2/app/blobs/{}", image.layers[0]);
+    registry.fail(&blob, &[Fault::Silence]);
+    let name = registry.name("app");
+    let other = {
+        let (images, name) = (site.images.clone(), name.clone());
+        tokio::spawn(async move { images.pull(&name, None, None).await })
+    };
+    let first = tokio::time::timeout(Duration::from_millis(500), site.images.pull(&name, None, None)).await;
+    assert!(first.is_err());
+    let pulled = other.await.unwrap().unwrap();
+    assert_eq!(pulled.id, image.id());
+    assert_eq!(registry.count(&blob), 2, "one stalled attempt and one more, for both pulls together");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_registry_is_told_with_its_address() {
+    let site = Site::new().await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let name = podhold_image::Reference::parse(&format!("127.0.0.1:{port}/app")).unwrap();
+    let error = site.images.pull(&name, None, None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("cannot be reached"), "{error}");
+}
