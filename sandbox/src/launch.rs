@@ -5,8 +5,9 @@
 //!
 //! Contract:
 //! - Every operation is idempotent: repeating one that has succeeded succeeds again.
-//! - A container's exit is written to disk before it is reported, is reported once per connection, and
-//!   can be asked for again ([`LivePod::containers`]) after the daemon was away.
+//! - A container's exit is written to disk before it is reported; it is reported to the connection there
+//!   is then, again after every further [`LivePod::start`] of that container, and can be asked for
+//!   ([`LivePod::containers`]) after the daemon was away.
 //! - Dropping a handle ends no process: pods outlive the daemon.
 
 use std::{
@@ -50,12 +51,16 @@ pub trait LivePod: Send + Sync + std::fmt::Debug {
     /// The process that holds the pod's namespaces, as the daemon's pid namespace sees it.
     fn pause_pid(&self) -> u32;
 
-    /// Every container the holder knows: running ones and those that have ended and are not deleted.
+    /// Every container the holder knows: those being started, running ones, and those that have ended
+    /// and are not deleted.
     async fn containers(&self) -> Result<Vec<KnownContainer>, LaunchError>;
 
     /// Creates the container from its bundle and starts it. Returns when its init has been told to
     /// execute the workload; a workload that cannot be executed is [`LaunchError::Refused`], and
     /// nothing of it is left.
+    ///
+    /// Joins a start under way. Of a container that runs or has ended it gives the first answer again,
+    /// and [`PodEvent::ContainerExited`] follows when it has ended.
     async fn start(&self, start: StartSpec) -> Result<Started, LaunchError>;
 
     /// Sends a signal to the container's init process, or to every process of it. Success when the
@@ -72,7 +77,8 @@ pub trait LivePod: Send + Sync + std::fmt::Debug {
     async fn delete(&self, container: &ContainerId) -> Result<(), LaunchError>;
 
     /// Kills every container, ends pause (TERM, then KILL) and the holder itself. When it returns,
-    /// no process of the pod is left.
+    /// no process of the pod is left, except one that writes logs to a disk that hangs: it has been
+    /// killed and ends when the disk is back.
     async fn close(&self) -> Result<(), LaunchError>;
 }
 
@@ -220,17 +226,25 @@ pub enum ExecIo {
 pub struct KnownContainer {
     /// The container.
     pub id: ContainerId,
-    /// Whether it runs, or how it ended.
+    /// Whether it is being started, runs, or how it ended.
     pub state: KnownState,
 }
 
 /// The kernel's truth about one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KnownState {
+    /// Its start, asked for by an earlier daemon, is under way. Nothing tells its outcome but
+    /// [`LivePod::start`], which joins it.
+    Starting,
     /// It runs.
     Running(Started),
     /// It has ended.
-    Exited(Exit),
+    Exited {
+        /// When it was told to execute the workload; `None` when that is not known.
+        started_at: Option<SystemTime>,
+        /// How it ended.
+        exit: Exit,
+    },
 }
 
 /// How a container ended; also the exit record on disk.
@@ -242,6 +256,9 @@ pub struct Exit {
     pub at: SystemTime,
     /// Whether the kernel killed a process of it for want of memory.
     pub oom_killed: bool,
+    /// When it was told to execute the workload; `None` in records that do not say.
+    #[serde(default)]
+    pub started_at: Option<SystemTime>,
 }
 
 /// What happens in a pod.

@@ -106,6 +106,11 @@ impl Layout {
         self.container_state(pod, container).join("container.json")
     }
 
+    /// What changes in the container's life: its limits and how it ended.
+    pub fn container_status(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.container_state(pod, container).join("status.json")
+    }
+
     /// Results of CNI ADD, kept so that DEL can be replayed after a reboot.
     pub fn cni_cache(&self) -> PathBuf {
         self.state.join("cni")

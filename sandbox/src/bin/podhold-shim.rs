@@ -1,0 +1,13 @@
+//! The shim of one pod; see `podhold_sandbox::shim`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match podhold_sandbox::shim::run(std::env::args_os()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("podhold-shim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! The built-in handler, seen from the daemon: starts shims, dials them, speaks their protocol.
+//!
+//! A shim outlives the daemon: dropping a handle closes the connection and ends nothing. One task per
+//! connection owns the socket; requests and replies meet by number.
+
+mod connection;
+mod convert;
+mod spawn;
+
+use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use podhold_cgroups::CgroupPath;
+use podhold_proto::shim::{
+    self as wire, Close, Delete, Hello, KillExec, List, ReopenLog, Signal, reply::Result as Outcome,
+    request::Call,
+};
+use tokio::sync::{OnceCell, mpsc::UnboundedReceiver, watch};
+
+use self::connection::{Connection, Ended};
+pub use self::spawn::find_shim_binary;
+use crate::{
+    ContainerId, Layout, PodId,
+    launch::{
+        ExecEnd, ExecIo, ExecSession, ExecSpec, KnownContainer, LaunchError, Launcher, LivePod, OpenPod,
+        PodEvent, PodSpec, SignalTo, StartSpec, Started,
+    },
+    wire::VERSION,
+};
+
+/// Puts a process into a cgroup; may block.
+pub type Attach = Arc<dyn Fn(&CgroupPath, u32) -> std::io::Result<()> + Send + Sync>;
+
+/// How shims are started.
+#[derive(Clone)]
+pub struct ShimConfig {
+    /// Where everything lies. Must be the same for the shim, which is told.
+    pub layout: Layout,
+    /// The program `podhold-shim`; see [`find_shim_binary`].
+    pub shim_binary: PathBuf,
+    /// Puts pause (and the shim) into its cgroup; run where it may block.
+    pub attach: Attach,
+    /// The cgroup of the shim and its logger; `None` is the daemon's own.
+    pub shim_cgroup: Option<CgroupPath>,
+    /// How long a shim may take until its pod is open, or until it answers a Hello.
+    pub open_timeout: Duration,
+}
+
+impl fmt::Debug for ShimConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShimConfig")
+            .field("layout", &self.layout)
+            .field("shim_binary", &self.shim_binary)
+            .field("shim_cgroup", &self.shim_cgroup)
+            .field("open_timeout", &self.open_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Starts one shim per pod.
+#[derive(Debug)]
+pub struct ShimLauncher {
+    config: ShimConfig,
+    /// The shim's program in a sealed memory file, made once and shared by all shims of this daemon.
+    program: OnceCell<Arc<OwnedFd>>,
+}
+
+impl ShimLauncher {
+    /// Takes the configuration; touches nothing until the first pod.
+    pub fn new(config: ShimConfig) -> Self {
+        Self { config, program: OnceCell::new() }
+    }
+
+    async fn program(&self) -> Result<Arc<OwnedFd>, LaunchError> {
+        let binary = self.config.shim_binary.clone();
+        let made = self.program.get_or_try_init(|| async {
+            let operation = format!("read the shim's program {}", binary.display());
+            blocking(operation, move || spawn::sealed_program(&binary)).await.map(Arc::new)
+        });
+        made.await.cloned()
+    }
+
+    /// What is still to be done once the shim answers. On error the caller closes the shim.
+    async fn open(&self, pod: &PodSpec, shim: &ShimPod, shim_pid: u32) -> Result<u32, LaunchError> {
+        if let Some(cgroup) = self.config.shim_cgroup.clone() {
+            self.attach(cgroup, shim_pid).await?;
+        }
+        let call = Call::OpenPod(convert::open_pod(pod)?);
+        let pause_pid = match shim.connection.request(call, Vec::new()).await?.0 {
+            Outcome::OpenPod(reply) => reply.pause_pid,
+            other => return Err(shim.unexpected(&other)),
+        };
+        self.attach(pod.pause_cgroup.clone(), pause_pid).await?;
+        Ok(pause_pid)
+    }
+
+    async fn attach(&self, cgroup: CgroupPath, pid: u32) -> Result<(), LaunchError> {
+        let attach = Arc::clone(&self.config.attach);
+        blocking(format!("put process {pid} into cgroup {cgroup}"), move || attach(&cgroup, pid)).await
+    }
+
+    async fn dial(&self, pod: &PodId) -> Result<(ShimPod, wire::HelloReply, Events), LaunchError> {
+        let (layout, id) = (self.config.layout.clone(), pod.clone());
+        let dialled =
+            blocking(format!("dial the shim of pod {pod}"), move || spawn::dial(&layout, &id)).await;
+        let socket = match dialled {
+            Err(LaunchError::Io { source, .. }) if spawn::nobody_listens(&source) => {
+                return Err(LaunchError::Gone { pod: pod.clone() });
+            }
+            other => other?,
+        };
+        let (connection, events) = Connection::open(pod.clone(), socket)?;
+        let mut shim = ShimPod { id: pod.clone(), pause_pid: 0, connection };
+        let hello = Call::Hello(Hello { version: VERSION, features: Vec::new() });
+        let reply = match shim.connection.request(hello, Vec::new()).await?.0 {
+            Outcome::Hello(reply) => reply,
+            other => return Err(shim.unexpected(&other)),
+        };
+        shim.pause_pid = reply.pause_pid;
+        Ok((shim, reply, events))
+    }
+
+    async fn in_time<T>(
+        &self,
+        pod: &PodId,
+        work: impl Future<Output = Result<T, LaunchError>>,
+    ) -> Result<T, LaunchError> {
+        tokio::time::timeout(self.config.open_timeout, work).await.unwrap_or_else(|_| {
+            Err(LaunchError::Io {
+                operation: format!("wait for the shim of pod {pod}"),
+                source: std::io::ErrorKind::TimedOut.into(),
+            })
+        })
+    }
+}
+
+type Events = UnboundedReceiver<PodEvent>;
+
+#[async_trait]
+impl Launcher for ShimLauncher {
+    async fn open_pod(&self, pod: PodSpec) -> Result<OpenPod, LaunchError> {
+        let program = self.program().await?;
+        let (layout, id) = (self.config.layout.clone(), pod.id.clone());
+        let spawned =
+            blocking(format!("start the shim of pod {id}"), move || spawn::spawn(&layout, &id, &program))
+                .await;
+        let spawned = match spawned {
+            // An earlier call, or an earlier daemon, has opened it.
+            Err(LaunchError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
+                return self.reopen_pod(&pod.id).await;
+            }
+            other => other?,
+        };
+        let opened = self
+            .in_time(&pod.id, async {
+                let (mut shim, _, events) = self.dial(&pod.id).await?;
+                shim.pause_pid = self.open(&pod, &shim, spawned.pid()).await?;
+                Ok((shim, events))
+            })
+            .await;
+        match opened {
+            Ok((shim, events)) => {
+                spawned.reap_in_background();
+                Ok(OpenPod { pod: Arc::new(shim), events })
+            }
+            Err(error) => {
+                self.undo(&pod.id, spawned).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn reopen_pod(&self, pod: &PodId) -> Result<OpenPod, LaunchError> {
+        let (shim, hello, events) = self.in_time(pod, self.dial(pod)).await?;
+        if hello.pause_pid == 0 {
+            // Its daemon died before the pod was open: nothing holds the pod.
+            let _ = self.in_time(pod, shim.close()).await;
+            return Err(LaunchError::Gone { pod: pod.clone() });
+        }
+        if hello.pause_ended {
+            shim.connection.tell(PodEvent::PauseExited);
+        }
+        Ok(OpenPod { pod: Arc::new(shim), events })
+    }
+}
+
+impl ShimLauncher {
+    /// Ends a shim that could not open its pod, with all that it has started.
+    async fn undo(&self, pod: &PodId, mut spawned: spawn::Spawned) {
+        let closed = self.in_time(pod, async {
+            let (shim, ..) = self.dial(pod).await?;
+            shim.close().await
+        });
+        if closed.await.is_err() {
+            spawned.kill();
+        }
+        spawned.wait().await;
+        let socket = self.config.layout.shim_socket(pod);
+        let _ = blocking("remove the socket".into(), move || std::fs::remove_file(socket)).await;
+    }
+}
+
+/// A pod held by a shim.
+struct ShimPod {
+    id: PodId,
+    pause_pid: u32,
+    connection: Arc<Connection>,
+}
+
+impl fmt::Debug for ShimPod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShimPod").field("id", &self.id).field("pause_pid", &self.pause_pid).finish()
+    }
+}
+
+impl ShimPod {
+    fn unexpected(&self, outcome: &Outcome) -> LaunchError {
+        let reason = format!("an answer to another question: {outcome:?}");
+        LaunchError::Protocol { pod: self.id.clone(), reason }
+    }
+
+    async fn call(&self, container: Option<&ContainerId>, call: Call) -> Result<Outcome, LaunchError> {
+        let answered = self.connection.request(call, Vec::new()).await;
+        answered.map(|(outcome, _)| outcome).map_err(|error| convert::name_container(error, container))
+    }
+
+    async fn order(&self, container: Option<&ContainerId>, call: Call) -> Result<(), LaunchError> {
+        match self.call(container, call).await? {
+            Outcome::Done(_) => Ok(()),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+}
+
+#[async_trait]
+impl LivePod for ShimPod {
+    fn pause_pid(&self) -> u32 {
+        self.pause_pid
+    }
+
+    async fn containers(&self) -> Result<Vec<KnownContainer>, LaunchError> {
+        match self.call(None, Call::List(List {})).await? {
+            Outcome::List(list) => {
+                list.containers.into_iter().map(|known| convert::known(&self.id, known)).collect()
+            }
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    async fn start(&self, start: StartSpec) -> Result<Started, LaunchError> {
+        match self.call(Some(&start.id), Call::Start(convert::start(&start)?)).await? {
+            Outcome::Start(reply) => Ok(Started { pid: reply.pid, at: convert::time(reply.at) }),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    async fn signal(&self, container: &ContainerId, signal: i32, to: SignalTo) -> Result<(), LaunchError> {
+        let call = Signal { container: container.to_string(), signal, all: to == SignalTo::All };
+        self.order(Some(container), Call::Signal(call)).await
+    }
+
+    async fn exec(&self, exec: ExecSpec) -> Result<Box<dyn ExecSession>, LaunchError> {
+        let container = exec.container.clone();
+        let terminal = matches!(exec.io, ExecIo::Terminal);
+        let (call, files) = convert::exec(&self.id, exec)?;
+        let answered = self.connection.request(Call::Exec(call), files).await;
+        let (outcome, mut files) =
+            answered.map_err(|error| convert::name_container(error, Some(&container)))?;
+        let Outcome::Exec(reply) = outcome else { return Err(self.unexpected(&outcome)) };
+        let ended = self.connection.exec_ended(reply.exec);
+        let terminal = terminal.then(|| files.pop()).flatten();
+        let connection = Arc::clone(&self.connection);
+        Ok(Box::new(ShimExec {
+            pod: self.id.clone(),
+            number: reply.exec,
+            pid: reply.pid,
+            terminal,
+            ended,
+            connection,
+        }))
+    }
+
+    async fn reopen_log(&self, container: &ContainerId) -> Result<(), LaunchError> {
+        let call = ReopenLog { container: container.to_string() };
+        self.order(Some(container), Call::ReopenLog(call)).await
+    }
+
+    async fn delete(&self, container: &ContainerId) -> Result<(), LaunchError> {
+        self.order(Some(container), Call::Delete(Delete { container: container.to_string() })).await
+    }
+
+    async fn close(&self) -> Result<(), LaunchError> {
+        match self.order(None, Call::Close(Close {})).await {
+            // Closed before, or on the way out already.
+            Ok(()) | Err(LaunchError::Gone { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.connection.gone().await;
+        Ok(())
+    }
+}
+
+/// A process in a container.
+struct ShimExec {
+    pod: PodId,
+    number: u64,
+    pid: u32,
+    terminal: Option<OwnedFd>,
+    ended: watch::Receiver<Ended>,
+    connection: Arc<Connection>,
+}
+
+#[async_trait]
+impl ExecSession for ShimExec {
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn take_terminal(&mut self) -> Option<OwnedFd> {
+        self.terminal.take()
+    }
+
+    async fn kill(&self) -> Result<(), LaunchError> {
+        let call = Call::KillExec(KillExec { exec: self.number });
+        self.connection.request(call, Vec::new()).await.map(drop)
+    }
+
+    async fn wait(&mut self) -> Result<ExecEnd, LaunchError> {
+        let gone = || LaunchError::Gone { pod: self.pod.clone() };
+        match *self.ended.wait_for(Option::is_some).await.map_err(|_| gone())? {
+            Some(end) => Ok(end),
+            None => Err(gone()),
+        }
+    }
+}
+
+impl Drop for ShimExec {
+    fn drop(&mut self) {
+        self.connection.forget_exec(self.number);
+    }
+}
+
+/// Runs what may block where it may.
+async fn blocking<T: Send + 'static>(
+    operation: String,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, LaunchError> {
+    let done =
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    done.map_err(|source| LaunchError::Io { operation, source })
+}

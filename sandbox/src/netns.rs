@@ -1,0 +1,184 @@
+//! Network namespaces that are pinned by a bind mount, and work inside them.
+//!
+//! Invariant: a namespace is entered only by a thread made for that purpose, which ends there; no
+//! thread of a pool ever changes its namespace. Owns no addresses or links: those are the network's.
+
+use std::{
+    fs, io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+    sys::statfs::{FsType, fstatfs},
+};
+use rustix::fs::{Mode, OFlags};
+
+mod link;
+mod stats;
+
+pub use stats::InterfaceStats;
+
+/// `statfs` type of a namespace file (linux/magic.h); `nix` lacks the constant.
+const NSFS: FsType = FsType(0x6e73_6673);
+
+/// Why an operation on a network namespace failed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    /// A call on the namespace or its file failed.
+    #[error("network namespace {}: cannot {operation}", path.display())]
+    Io {
+        /// What was attempted.
+        operation: &'static str,
+        /// The file the namespace is pinned at.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is there and no namespace is mounted on it, as after a reboot.
+    #[error("network namespace {}: the file exists, but no namespace is mounted on it", .0.display())]
+    NotMounted(PathBuf),
+    /// The work in the namespace panicked.
+    #[error("network namespace {}: the work in it panicked", .0.display())]
+    Panicked(PathBuf),
+}
+
+impl NetnsError {
+    fn io<E: Into<io::Error>>(operation: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { operation, path, source: source.into() }
+    }
+
+    /// Whether there is no such namespace.
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::NotMounted(_) => true,
+            Self::Panicked(_) => false,
+        }
+    }
+}
+
+/// Makes a network namespace with its loopback interface up, and pins it at `path`.
+///
+/// The directory of `path` is made when missing. Succeeds when a namespace is pinned there already. A
+/// plain file left by an earlier boot is used again.
+pub fn create(path: &Path) -> Result<(), NetnsError> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(NetnsError::io("make the directory of", path))?;
+    }
+    let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file =
+        rustix::fs::open(path, flags, Mode::from_raw_mode(0o444)).map_err(NetnsError::io("create", path))?;
+    if is_namespace(&file) {
+        return Ok(());
+    }
+    let made = on_own_thread(path, || make(path, &file))?;
+    if made.is_err() {
+        let _nothing_mounted_on_it = fs::remove_file(path);
+    }
+    made
+}
+
+/// Unpins the namespace at `path` and removes the file. A missing one is a success.
+///
+/// The namespace itself ends with its last process.
+pub fn remove(path: &Path) -> Result<(), NetnsError> {
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // Mounted over itself by a race of two daemons: until nothing is mounted.
+            Ok(()) => {}
+            Err(nix::Error::EINVAL) => break,
+            Err(nix::Error::ENOENT) => return Ok(()),
+            Err(error) => return Err(NetnsError::io("unmount", path)(error)),
+        }
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(NetnsError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a namespace is pinned at `path`.
+pub fn exists(path: &Path) -> bool {
+    open(path).is_ok()
+}
+
+/// Runs `work` in the namespace, on a thread of its own, and waits for it.
+pub fn run_in<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+    let namespace = open(path)?;
+    on_own_thread(path, || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(NetnsError::io("enter", path))?;
+        Ok(work())
+    })?
+}
+
+/// [`run_in`] for asynchronous callers. The work runs to its end even when the caller stops waiting.
+pub async fn run_in_async<T, F>(path: PathBuf, work: F) -> Result<T, NetnsError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    let at = path.clone();
+    on_blocking_pool(at, move || run_in(&path, work)).await
+}
+
+/// [`create`] for asynchronous callers.
+pub async fn create_async(path: PathBuf) -> Result<(), NetnsError> {
+    let at = path.clone();
+    on_blocking_pool(at, move || create(&path)).await
+}
+
+/// [`remove`] for asynchronous callers.
+pub async fn remove_async(path: PathBuf) -> Result<(), NetnsError> {
+    let at = path.clone();
+    on_blocking_pool(at, move || remove(&path)).await
+}
+
+/// Traffic of every interface in the namespace, loopback included.
+pub fn interface_stats(path: &Path) -> Result<Vec<InterfaceStats>, NetnsError> {
+    run_in(path, stats::of_this_thread)?.map_err(NetnsError::io("read interface statistics of", path))
+}
+
+/// The pool's thread only waits: the namespace is entered by a thread made for it.
+async fn on_blocking_pool<T: Send + 'static>(
+    path: PathBuf,
+    work: impl FnOnce() -> Result<T, NetnsError> + Send + 'static,
+) -> Result<T, NetnsError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(NetnsError::Panicked(path)))
+}
+
+fn on_own_thread<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("netns".to_owned()).stack_size(256 << 10);
+        let running = thread.spawn_scoped(scope, work).map_err(NetnsError::io("start a thread for", path))?;
+        running.join().map_err(|_| NetnsError::Panicked(path.to_owned()))
+    })
+}
+
+fn make(path: &Path, file: &OwnedFd) -> Result<(), NetnsError> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(NetnsError::io("make", path))?;
+    link::loopback_up().map_err(NetnsError::io("bring up loopback in", path))?;
+    // Through the fd: the name could mean another file by now.
+    let target = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let source = Some("/proc/thread-self/ns/net");
+    mount(source, target.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(NetnsError::io("pin", path))
+}
+
+fn open(path: &Path) -> Result<OwnedFd, NetnsError> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(NetnsError::io("open", path))?;
+    if is_namespace(&file) { Ok(file) } else { Err(NetnsError::NotMounted(path.to_owned())) }
+}
+
+fn is_namespace(file: &OwnedFd) -> bool {
+    fstatfs(file).is_ok_and(|stat| stat.filesystem_type() == NSFS)
+}
+
+#[cfg(test)]
+mod tests;

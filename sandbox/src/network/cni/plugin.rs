@@ -1,0 +1,308 @@
+//! Runs one plugin for one command.
+//!
+//! Invariant: a plugin runs in a process group of its own, which is killed when its time is over, when it
+//! writes too much, and when the caller is dropped. What it leaves running after it has ended by itself
+//! is its own business, but holds up nobody.
+
+use std::{
+    fmt, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::{Map, Value};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    process::Child,
+    time::timeout,
+};
+
+use super::{
+    CniError,
+    conf::{NetworkList, Plugin},
+};
+
+const MOST_OUTPUT: u64 = 1 << 20;
+const KEPT_STDERR: usize = 4096;
+/// How long output may lag behind the end of the plugin, when something else holds the pipe open.
+const DRAIN: Duration = Duration::from_millis(200);
+const BUSY_TRIES: u32 = 20;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
+/// CNI commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Command {
+    Add,
+    Check,
+    Del,
+    Gc,
+    Status,
+}
+
+impl Command {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Check => "CHECK",
+            Self::Del => "DEL",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+        }
+    }
+}
+
+/// One command to one plugin. Displayed, it names command, plugin and configuration.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) command: Command,
+    pub(super) plugin: String,
+    pub(super) file: PathBuf,
+    pub(super) container: String,
+    pub(super) netns: PathBuf,
+    pub(super) interface: String,
+    pub(super) args: String,
+}
+
+impl Call {
+    /// A command that concerns no pod.
+    pub(super) fn of_list(list: &NetworkList, plugin: &Plugin, command: Command) -> Self {
+        Self {
+            command,
+            plugin: plugin.kind.clone(),
+            file: list.file.clone(),
+            container: String::new(),
+            netns: PathBuf::new(),
+            interface: String::new(),
+            args: String::new(),
+        }
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of plugin {} from {}", self.command.as_str(), self.plugin, self.file.display())
+    }
+}
+
+/// Where plugins are and how long they may take.
+#[derive(Debug)]
+pub(super) struct Runner {
+    dirs: Vec<PathBuf>,
+    timeout: Duration,
+}
+
+impl Runner {
+    pub(super) fn new(dirs: Vec<PathBuf>, timeout: Duration) -> Self {
+        Self { dirs, timeout }
+    }
+
+    /// The program of a plugin, whose name is known to be plain.
+    pub(super) fn find(&self, file: &Path, plugin: &str) -> Result<PathBuf, CniError> {
+        let runnable = |path: &PathBuf| {
+            path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+        };
+        self.dirs.iter().map(|dir| dir.join(plugin)).find(runnable).ok_or_else(|| CniError::PluginMissing {
+            file: file.to_owned(),
+            plugin: plugin.to_owned(),
+            dirs: self.dirs.clone(),
+        })
+    }
+
+    /// Runs the plugin and returns what it wrote to standard output.
+    pub(super) async fn run(&self, call: &Call, netconf: &Map<String, Value>) -> Result<Vec<u8>, CniError> {
+        let program = self.find(&call.file, &call.plugin)?;
+        let failed = |operation| {
+            move |source: io::Error| CniError::Process { call: call.to_string(), operation, source }
+        };
+        let input =
+            serde_json::to_vec(netconf).map_err(io::Error::from).map_err(failed("encode its input"))?;
+        let child = self.spawn(call, &program).await.map_err(failed("start it"))?;
+        let mut said = Said::default();
+        let ended = timeout(self.timeout, converse(child, &input, &mut said)).await;
+        match ended {
+            Err(_) => Err(CniError::TimedOut {
+                call: call.to_string(),
+                timeout: self.timeout,
+                stderr: readable(&said.stderr),
+            }),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
+                Err(CniError::TooMuchOutput { call: call.to_string(), limit: MOST_OUTPUT })
+            }
+            Ok(Err(error)) => Err(failed("talk to it")(error)),
+            Ok(Ok(status)) => judge(call, status, said),
+        }
+    }
+
+    /// A program that is just being installed is busy for a moment; the kernel has no event for its end.
+    async fn spawn(&self, call: &Call, program: &Path) -> io::Result<Child> {
+        for _ in 0..BUSY_TRIES {
+            match self.command(call, program).spawn() {
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
+                other => return other,
+            }
+            tokio::time::sleep(BUSY_PAUSE).await;
+        }
+        self.command(call, program).spawn()
+    }
+
+    fn command(&self, call: &Call, program: &Path) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(program);
+        let path = std::env::join_paths(&self.dirs).unwrap_or_default();
+        command
+            .env("CNI_COMMAND", call.command.as_str())
+            .env("CNI_CONTAINERID", &call.container)
+            .env("CNI_NETNS", &call.netns)
+            .env("CNI_IFNAME", &call.interface)
+            .env("CNI_ARGS", &call.args)
+            .env("CNI_PATH", path)
+            // Meant for this process alone.
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_PID")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("LISTEN_FDS")
+            .env_remove("LISTEN_PID")
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        if std::env::var_os("PATH").is_none() {
+            command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        }
+        command
+    }
+}
+
+/// Kills the plugin's process group when dropped, unless released.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
+    }
+
+    fn release(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            let _ended_already = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+/// What a plugin has written so far.
+#[derive(Default)]
+struct Said {
+    output: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+/// Writes the input, reads both outputs, waits for the end.
+async fn converse(mut child: Child, input: &[u8], said: &mut Said) -> io::Result<ExitStatus> {
+    // Dropped before the child is, so that the group's number still belongs to it.
+    let mut group = Group::of(&child);
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let talk = async {
+        let write = async {
+            if let Some(mut stdin) = stdin {
+                // A plugin that does not read its input may still answer.
+                let _closed_early = stdin.write_all(input).await;
+            }
+            Ok(())
+        };
+        let errors = async {
+            keep_last(stderr, &mut said.stderr).await;
+            Ok(())
+        };
+        tokio::try_join!(write, read_bounded(stdout, &mut said.output), errors)
+    };
+    tokio::pin!(talk);
+    let status = tokio::select! {
+        talked = &mut talk => {
+            talked?;
+            let status = child.wait().await?;
+            group.release();
+            return Ok(status);
+        }
+        status = child.wait() => status?,
+    };
+    group.release();
+    if let Ok(talked) = timeout(DRAIN, talk).await {
+        talked?;
+    }
+    Ok(status)
+}
+
+async fn read_bounded(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) -> io::Result<()> {
+    let Some(from) = from else { return Ok(()) };
+    from.take(MOST_OUTPUT + 1).read_to_end(into).await?;
+    if into.len() as u64 > MOST_OUTPUT { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }
+}
+
+/// Reads to the end, so that the plugin is never held up, and keeps the last part.
+async fn keep_last(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
+    let Some(mut from) = from else { return };
+    let mut buffer = [0u8; 4096];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        into.extend_from_slice(&buffer[..read]);
+        let surplus = into.len().saturating_sub(KEPT_STDERR);
+        into.drain(..surplus);
+    }
+}
+
+fn judge(call: &Call, status: ExitStatus, said: Said) -> Result<Vec<u8>, CniError> {
+    if status.success() {
+        return Ok(said.output);
+    }
+    let told: Option<Value> = serde_json::from_slice(&said.output).ok();
+    let field = |key: &str| told.as_ref().and_then(|told| told.get(key));
+    let code = field("code").and_then(Value::as_u64);
+    let words: Vec<&str> = ["msg", "details"]
+        .iter()
+        .filter_map(|key| field(key)?.as_str())
+        .filter(|text| !text.is_empty())
+        .collect();
+    let mut message = if words.is_empty() {
+        let (raw, stderr) = (readable(&said.output), readable(&said.stderr));
+        let parts: Vec<&str> =
+            [raw.as_str(), stderr.as_str()].into_iter().filter(|p| !p.is_empty()).collect();
+        format!("{}: {}", status, parts.join("; "))
+    } else {
+        readable(words.join("; ").as_bytes())
+    };
+    if let Some(code) = code {
+        message = format!("{message} (code {code}{})", mend(code));
+    }
+    Err(CniError::Failed { call: call.to_string(), code, message })
+}
+
+/// What CNI's own error codes mean for the administrator.
+fn mend(code: u64) -> &'static str {
+    match code {
+        1 => {
+            ": the plugin does not speak this cniVersion; lower it in the configuration or update the plugin"
+        }
+        2 => ": a field of the configuration is not supported by the plugin",
+        6 | 7 => ": the configuration is not valid for the plugin",
+        11 => ": try again later",
+        50 => ": the plugin is not ready",
+        51 => ": the plugin is not ready, and existing pods may have limited connectivity",
+        _ => "",
+    }
+}
+
+/// Foreign text on one line, shortened, for an error message.
+fn readable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let clean: String =
+        text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(2000).collect();
+    clean
+}

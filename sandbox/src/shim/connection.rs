@@ -1,0 +1,136 @@
+//! The daemon's connection: accepting, framing, replies and events. Knows no request.
+
+use std::os::{fd::OwnedFd, unix::net::UnixStream};
+
+use podhold_proto::shim::{
+    Answer, Done, Event, Failure, FailureKind, Reply, Request, answer::Body, event::What,
+    reply::Result as Outcome,
+};
+use rustix::event::PollFlags;
+
+use super::{ReplyTo, Shim};
+use crate::wire::{Inbox, Outbox, Received};
+
+/// A daemon that leaves more than this unread is cut off; it dials again and asks for a list.
+const MAX_UNREAD: usize = 8 << 20;
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) socket: UnixStream,
+    inbox: Inbox,
+    outbox: Outbox,
+    /// Hello has been answered: from now on events are sent.
+    pub(super) greeted: bool,
+}
+
+impl Connection {
+    pub(super) fn interest(&self) -> PollFlags {
+        if self.outbox.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT }
+    }
+}
+
+impl Shim {
+    /// The newest connection replaces the one before.
+    pub(super) fn accept(&mut self) {
+        while let Ok((socket, _)) = self.listener.accept() {
+            self.generation += 1;
+            let (inbox, outbox) = Default::default();
+            self.connection = Some(Connection { socket, inbox, outbox, greeted: false });
+        }
+    }
+
+    /// Takes what the daemon has sent and answers it.
+    pub(super) fn serve(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        let received = connection.inbox.receive(&connection.socket);
+        let generation = self.generation;
+        loop {
+            let Some(connection) = self.connection.as_mut().filter(|_| self.generation == generation) else {
+                return;
+            };
+            let next = connection.inbox.next::<Request>().and_then(|request| {
+                let Some(request) = request else { return Ok(None) };
+                let files = connection.inbox.files(request.fds)?;
+                Ok(Some((request, files)))
+            });
+            match next {
+                Ok(Some((request, files))) => {
+                    let to = ReplyTo { generation, id: request.id };
+                    self.request(to, request, files.into());
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    eprintln!("podhold-shim: pod {}: the daemon's frames: {error}", self.pod);
+                    self.connection = None;
+                    return;
+                }
+            }
+        }
+        if matches!(received, Ok(Received::End) | Err(_)) {
+            self.connection = None;
+            self.idle_since = std::time::Instant::now();
+        }
+    }
+
+    pub(super) fn reply(&mut self, to: ReplyTo, outcome: Outcome) {
+        self.reply_with(to, outcome, Vec::new());
+    }
+
+    pub(super) fn reply_with(&mut self, to: ReplyTo, outcome: Outcome, files: Vec<OwnedFd>) {
+        if to.generation == self.generation {
+            self.push(Body::Reply(Reply { id: to.id, result: Some(outcome) }), files);
+        }
+    }
+
+    pub(super) fn event(&mut self, what: What) {
+        if self.connection.as_ref().is_some_and(|connection| connection.greeted) {
+            self.push(Body::Event(Event { what: Some(what) }), Vec::new());
+        }
+    }
+
+    fn push(&mut self, body: Body, files: Vec<OwnedFd>) {
+        let Some(connection) = &mut self.connection else { return };
+        let answer = Answer { fds: u32::try_from(files.len()).unwrap_or(0), body: Some(body) };
+        if connection.outbox.push(&answer, files).is_err() || connection.outbox.size() > MAX_UNREAD {
+            self.connection = None;
+        }
+    }
+
+    /// Sends what the daemon takes now.
+    pub(super) fn flush(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        if connection.outbox.send(&connection.socket).is_err() {
+            self.connection = None;
+            self.idle_since = std::time::Instant::now();
+        }
+    }
+
+    /// Whether everything that was to be said has been.
+    pub(super) fn all_said(&self) -> bool {
+        self.connection.as_ref().is_none_or(|connection| connection.outbox.is_empty())
+    }
+}
+
+pub(super) fn done() -> Outcome {
+    Outcome::Done(Done {})
+}
+
+pub(super) fn refused(message: impl Into<String>) -> Outcome {
+    failure(FailureKind::Refused, message.into(), 0)
+}
+
+pub(super) fn not_running(message: impl Into<String>) -> Outcome {
+    failure(FailureKind::NotRunning, message.into(), 0)
+}
+
+pub(super) fn io_failure(operation: impl Into<String>, error: &std::io::Error) -> Outcome {
+    failure(FailureKind::Io, operation.into(), error.raw_os_error().unwrap_or(0))
+}
+
+pub(super) fn protocol_failure(message: impl Into<String>) -> Outcome {
+    failure(FailureKind::Protocol, message.into(), 0)
+}
+
+fn failure(kind: FailureKind, message: String, errno: i32) -> Outcome {
+    Outcome::Failure(Failure { kind: kind.into(), message, errno })
+}

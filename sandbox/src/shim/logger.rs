@@ -1,0 +1,289 @@
+//! The logger process of a pod: reads the containers' output and writes their log files.
+//!
+//! A process of its own, since a write to a frozen file system sleeps where no signal reaches it: then
+//! logs stand still, and nothing else does. Memory is bounded: one unfinished line of at most 16 KiB per
+//! stream, and one buffer. When its containers end, the output that is in the pipes by then is written;
+//! a stray process that keeps a pipe open does not hold up the exit (see [`DRAIN`]).
+//!
+//! Clients that attach are to be served here: the streams pass through [`Log::take`].
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, poll};
+use serde::{Deserialize, Serialize};
+
+use super::{cri_log::Lines, report};
+use crate::{ContainerId, sys, wire};
+
+/// How long output may still come after a container's end while some process holds its pipe open.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How long a reopen waits for the end of a line of which a part has been written.
+const REOPEN: Duration = Duration::from_secs(1);
+/// Read at once from one stream.
+const CHUNK: usize = 64 << 10;
+
+/// From the shim.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Command {
+    /// Opens the log; answered by [`Answer::Opened`].
+    Open { id: ContainerId, path: Option<PathBuf> },
+    /// The container's output: stdout and stderr, or the terminal alone.
+    Streams { id: ContainerId },
+    /// Opens the log anew; answered by [`Answer::Reopened`].
+    Reopen { id: ContainerId },
+    /// The container has ended; answered by [`Answer::Drained`].
+    Finish { id: ContainerId },
+    /// Ends the logger when all output has been written.
+    Quit,
+}
+
+/// To the shim.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    Opened { id: ContainerId, error: Option<String> },
+    Reopened { id: ContainerId, error: Option<String> },
+    Drained { id: ContainerId },
+}
+
+/// The shim's handle.
+#[derive(Debug)]
+pub(super) struct Logger {
+    pub(super) pid: Pid,
+    pub(super) socket: OwnedFd,
+}
+
+impl Logger {
+    /// Forks the logger.
+    pub(super) fn start() -> io::Result<Self> {
+        let (near, far) = report::pair()?;
+        let pid = sys::fork(sys::CloneFlags::empty(), || {
+            sys::close_fds_except(&[0, 1, 2, far.as_raw_fd()]);
+            let _ = nix::sys::prctl::set_name(c"podhold-logger");
+            Process::new(&far).run();
+            0
+        })?;
+        Ok(Self { pid, socket: near })
+    }
+
+    /// Tells the logger, without waiting: a logger that is stuck is an error.
+    pub(super) fn tell(&self, command: &Command, files: &[&OwnedFd]) -> io::Result<()> {
+        let packet = serde_json::to_vec(command).map_err(io::Error::other)?;
+        let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        wire::try_send_packet(&self.socket, &packet, &files)
+    }
+
+    /// The next answer, if there is one; `None` for one that cannot be understood or a logger that ended.
+    pub(super) fn hear(&self) -> Option<Answer> {
+        let (packet, _) = wire::receive_packet(&self.socket).ok()??;
+        serde_json::from_slice(&packet).ok()
+    }
+}
+
+struct Process<'a> {
+    socket: &'a OwnedFd,
+    logs: BTreeMap<ContainerId, Log>,
+    connected: bool,
+    quitting: bool,
+    buffer: Vec<u8>,
+}
+
+/// One container's log.
+#[derive(Default)]
+struct Log {
+    path: Option<PathBuf>,
+    file: Option<File>,
+    streams: Vec<(OwnedFd, Lines)>,
+    /// The drain ends at this time.
+    finish: Option<Instant>,
+    /// A reopen waits for a whole line until this time.
+    reopen: Option<Instant>,
+}
+
+impl<'a> Process<'a> {
+    fn new(socket: &'a OwnedFd) -> Self {
+        Self { socket, logs: BTreeMap::new(), connected: true, quitting: false, buffer: vec![0; CHUNK] }
+    }
+
+    fn run(&mut self) {
+        while self.connected || self.logs.values().any(|log| !log.streams.is_empty()) {
+            let ready = self.wait();
+            for (id, index) in ready.iter().rev() {
+                if let Some(log) = self.logs.get_mut(id) {
+                    log.take(*index, &mut self.buffer);
+                }
+            }
+            self.commands();
+            self.settle();
+        }
+    }
+
+    /// Waits for output, a command or the next deadline; gives the streams that have something.
+    fn wait(&self) -> Vec<(ContainerId, usize)> {
+        let mut places = Vec::new();
+        let mut fds = Vec::new();
+        for (id, log) in &self.logs {
+            for (index, (stream, _)) in log.streams.iter().enumerate() {
+                places.push((id.clone(), index));
+                fds.push(PollFd::new(stream, PollFlags::IN));
+            }
+        }
+        if self.connected {
+            fds.push(PollFd::new(self.socket, PollFlags::IN));
+        }
+        let deadline = self.logs.values().flat_map(|log| [log.finish, log.reopen]).flatten().min();
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| rustix::event::Timespec::try_from(left).ok());
+        if poll(&mut fds, left.as_ref()).is_err() {
+            return Vec::new();
+        }
+        let ready = fds.iter().zip(places).filter(|(fd, _)| !fd.revents().is_empty());
+        ready.map(|(_, place)| place).collect()
+    }
+
+    fn commands(&mut self) {
+        while self.connected {
+            let (packet, mut files) = match wire::receive_packet(self.socket) {
+                Ok(None) => return,
+                Ok(Some((packet, files))) if !packet.is_empty() => (packet, files),
+                _ => {
+                    // The shim has died: what still runs is logged to its end.
+                    self.connected = false;
+                    return;
+                }
+            };
+            match serde_json::from_slice(&packet) {
+                Ok(Command::Open { id, path }) => {
+                    let opened = path.as_deref().map(open).transpose();
+                    let error = opened.as_ref().err().map(ToString::to_string);
+                    if let Ok(file) = opened {
+                        self.logs.insert(id.clone(), Log { path, file, ..Log::default() });
+                    }
+                    self.answer(&Answer::Opened { id, error });
+                }
+                Ok(Command::Streams { id }) => {
+                    let log = self.logs.entry(id).or_default();
+                    let names = ["stdout", "stderr"].into_iter().map(Lines::new);
+                    log.streams = files.drain(..).zip(names).collect();
+                }
+                Ok(Command::Reopen { id }) => {
+                    self.logs.entry(id).or_default().reopen = Some(Instant::now() + REOPEN);
+                }
+                Ok(Command::Finish { id }) => {
+                    self.logs.entry(id).or_default().finish = Some(Instant::now() + DRAIN);
+                }
+                Ok(Command::Quit) => self.quitting = true,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Does what has become due: swaps files, ends drains.
+    fn settle(&mut self) {
+        let now = Instant::now();
+        let mut answers = Vec::new();
+        for (id, log) in &mut self.logs {
+            if log.reopen.is_some_and(|until| now >= until || log.at_boundary()) {
+                log.reopen = None;
+                let reopened = log.path.as_deref().map(open).transpose();
+                let error = reopened.as_ref().err().map(ToString::to_string);
+                if let Ok(file) = reopened {
+                    log.file = file;
+                }
+                answers.push(Answer::Reopened { id: id.clone(), error });
+            }
+            let over = log.finish.is_some_and(|until| now >= until || log.streams.is_empty());
+            if over || (self.quitting && log.finish.is_none()) {
+                log.close(&mut self.buffer);
+                answers.push(Answer::Drained { id: id.clone() });
+            }
+        }
+        for answer in answers {
+            if let Answer::Drained { id } = &answer {
+                self.logs.remove(id);
+            }
+            self.answer(&answer);
+        }
+        self.connected &= !(self.quitting && self.logs.is_empty());
+    }
+
+    fn answer(&self, answer: &Answer) {
+        if let Ok(packet) = serde_json::to_vec(answer) {
+            let _ = wire::send_packet(self.socket, &packet, &[]);
+        }
+    }
+}
+
+impl Log {
+    fn at_boundary(&self) -> bool {
+        self.streams.iter().all(|(_, lines)| lines.at_boundary())
+    }
+
+    /// Takes what stream `index` has, after poll said that it has something. False at its end.
+    fn take(&mut self, index: usize, buffer: &mut [u8]) -> bool {
+        let Some((stream, lines)) = self.streams.get_mut(index) else { return false };
+        // A terminal whose last process has gone answers EIO.
+        let count = rustix::io::read(&*stream, &mut *buffer).unwrap_or(0);
+        let mut entries = Vec::new();
+        if count == 0 {
+            lines.finish(SystemTime::now(), &mut entries);
+            self.streams.remove(index);
+        } else {
+            lines.take(&buffer[..count], SystemTime::now(), &mut entries);
+        }
+        self.write(&entries);
+        count > 0
+    }
+
+    /// A disk that is full or gone loses entries, never the container.
+    fn write(&mut self, entries: &[u8]) {
+        if let Some(file) = &mut self.file {
+            let _ = file.write_all(entries);
+        }
+    }
+
+    /// Writes what is in the pipes now, at most what a pipe can hold by default, and closes them.
+    fn close(&mut self, buffer: &mut [u8]) {
+        for index in (0..self.streams.len()).rev() {
+            let mut looks = 0;
+            while looks < 16 && self.has_output(index) && self.take(index, buffer) {
+                looks += 1;
+            }
+        }
+        for (_, mut lines) in std::mem::take(&mut self.streams) {
+            let mut entries = Vec::new();
+            lines.finish(SystemTime::now(), &mut entries);
+            self.write(&entries);
+        }
+    }
+
+    fn has_output(&self, index: usize) -> bool {
+        let Some((stream, _)) = self.streams.get(index) else { return false };
+        let mut fds = [PollFd::new(stream, PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+}
+
+/// Opens a log file for appending: a regular file, not through a link at its end.
+fn open(path: &Path) -> io::Result<File> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("log {}: {error}", path.display()));
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o640).custom_flags(flags);
+    let file = options.open(path).map_err(named)?;
+    if !file.metadata().map_err(named)?.is_file() {
+        return Err(named(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")));
+    }
+    Ok(file)
+}

@@ -1,0 +1,13 @@
+//! The only unsafe code of this crate: forks, signals, and fds by number.
+#![allow(unsafe_code)]
+
+mod process;
+mod signal;
+mod watch;
+
+pub(crate) use process::{
+    CloneFlags, adopt_listener, close_fds_except, fork, promise_single_thread, reset_signals,
+    set_close_on_exec_from,
+};
+pub(crate) use signal::SignalNumber;
+pub(crate) use watch::watch;
