@@ -1,1 +1,3 @@
+//! `podhold`, whose command line comes next.
+
 fn main() {}

@@ -1,0 +1,9 @@
+//! The daemon and command line `podhold`.
+//!
+//! Arrows: `grpc` and `standalone` call `runtime`; `runtime` uses `spec`, `state` and the crates below.
+//! Nothing calls back up.
+
+pub mod config;
+pub mod error;
+pub mod spec;
+pub mod state;
