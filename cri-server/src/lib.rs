@@ -5,5 +5,7 @@
 
 pub mod config;
 pub mod error;
+pub mod grpc;
+pub mod runtime;
 pub mod spec;
 pub mod state;

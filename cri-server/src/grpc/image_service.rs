@@ -1,0 +1,81 @@
+//! `runtime.v1.ImageService`.
+
+use podhold_proto::cri::{self, image_service_server::ImageService};
+use tokio_stream::Empty;
+use tonic::{Request, Response, Status};
+
+use super::{Service, answer, not_built};
+use crate::runtime::credentials;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// The name an image is asked for by.
+fn name(spec: Option<cri::ImageSpec>) -> Result<String, Status> {
+    match spec.map(|spec| spec.image).filter(|name| !name.is_empty()) {
+        Some(name) => Ok(name),
+        None => Err(Status::invalid_argument("image.image: is empty; name an image")),
+    }
+}
+
+#[tonic::async_trait]
+impl ImageService for Service {
+    async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Answer<cri::ListImagesResponse> {
+        let images = self.runtime.images();
+        let wanted = request.into_inner().filter.and_then(|filter| filter.image);
+        let found = match wanted.filter(|spec| !spec.image.is_empty()) {
+            None => images.list(),
+            Some(spec) => images.find(&spec.image).into_iter().collect(),
+        };
+        let images = found.iter().map(|image| answer::image(image)).collect();
+        Ok(Response::new(cri::ListImagesResponse { images }))
+    }
+
+    type StreamImagesStream = Empty<Result<cri::StreamImagesResponse, Status>>;
+
+    async fn stream_images(&self, _: Request<cri::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
+        Err(not_built("StreamImages"))
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<cri::ImageStatusRequest>,
+    ) -> Answer<cri::ImageStatusResponse> {
+        let request = request.into_inner();
+        let found = self.runtime.images().find(&name(request.image)?);
+        let info = match &found {
+            Some(image) if request.verbose => {
+                let config = serde_json::to_string(&serde_json::json!({ "imageSpec": image.config }));
+                [("info".to_owned(), config.unwrap_or_default())].into()
+            }
+            _ => Default::default(),
+        };
+        let image = found.map(|image| answer::image(&image));
+        Ok(Response::new(cri::ImageStatusResponse { image, info }))
+    }
+
+    async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Answer<cri::PullImageResponse> {
+        let request = request.into_inner();
+        let credentials = request.auth.as_ref().map(credentials).transpose()?.flatten();
+        let image = self.runtime.pull_image(&name(request.image)?, credentials, None).await?;
+        Ok(Response::new(cri::PullImageResponse { image_ref: image.id.clone() }))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<cri::RemoveImageRequest>,
+    ) -> Answer<cri::RemoveImageResponse> {
+        self.runtime.remove_image(&name(request.into_inner().image)?).await?;
+        Ok(Response::new(cri::RemoveImageResponse {}))
+    }
+
+    async fn image_fs_info(&self, _: Request<cri::ImageFsInfoRequest>) -> Answer<cri::ImageFsInfoResponse> {
+        let images = self.runtime.images();
+        let snapshots = images.snapshots();
+        let layers = answer::filesystem(snapshots.root(), images.usage());
+        let writable = answer::filesystem(snapshots.root(), self.runtime.writable_layers().await?);
+        Ok(Response::new(cri::ImageFsInfoResponse {
+            image_filesystems: vec![layers],
+            container_filesystems: vec![writable],
+        }))
+    }
+}

@@ -1,0 +1,188 @@
+//! StartContainer, UpdateContainerResources, ReopenContainerLog.
+
+use std::{sync::Arc, time::SystemTime};
+
+use oci_spec::runtime::Spec;
+use podhold_cgroups::Version;
+use podhold_proto::cri;
+use podhold_sandbox::{ContainerId, launch::StartSpec};
+use tracing::info;
+
+use super::{Runtime, blocking, flight::guarded};
+use crate::{
+    error::{Error, Result},
+    spec::{self, process, resources},
+    state::{Container, ContainerEvent, ContainerPhase, Ended, Pod, PodPhase, Run},
+};
+
+/// Exit code of a container that could not be started.
+const NOT_STARTED: i32 = 128;
+
+impl Runtime {
+    /// Starts a created container. Success when it runs already; joins a start that is under way.
+    pub async fn start_container(self: &Arc<Self>, id: &str) -> Result<()> {
+        let container = self.known_container(id)?;
+        let id = container.record.id.clone();
+        if container.phase.run().is_some() {
+            return Ok(());
+        }
+        let runtime = Arc::clone(self);
+        self.under_way.start.join(id.clone(), || async move { runtime.launch(&id).await }).await
+    }
+
+    async fn launch(self: Arc<Self>, id: &ContainerId) -> Result<()> {
+        let container = match self.store.container_event(id, ContainerEvent::StartClaimed) {
+            None => return Err(Error::not_found("container", id.as_str())),
+            Some(claim) => claim.map_err(|_| {
+                let phase = self.store.container(id).map_or("gone", |now| now.phase.name());
+                Error::Precondition(format!("container {id} is {phase}; only a created one can be started"))
+            })?,
+        };
+        self.carry_out_start(container).await
+    }
+
+    /// Has the shim start a container that was claimed, and commits how that went.
+    pub(super) async fn carry_out_start(self: Arc<Self>, container: Container) -> Result<()> {
+        let id = &container.record.id;
+        match guarded(self.start(&container)).await {
+            Ok(run) => {
+                self.store.container_event(id, ContainerEvent::Started(run));
+                self.keep_status(id);
+                info!(container = %id, pid = run.pid, "container started");
+                Ok(())
+            }
+            Err(error) => {
+                let ended = Ended {
+                    started_at: None,
+                    finished_at: SystemTime::now(),
+                    code: NOT_STARTED,
+                    reason: "StartError".to_owned(),
+                    message: error.to_string(),
+                };
+                self.store.container_event(id, ContainerEvent::StartFailed(ended));
+                self.keep_status(id);
+                Err(error)
+            }
+        }
+    }
+
+    async fn start(&self, container: &Container) -> Result<Run> {
+        let record = &container.record;
+        let pod = self.store.pod(&record.pod).ok_or_else(|| Error::not_found("pod", record.pod.as_str()))?;
+        let live = match (&pod.live, pod.phase) {
+            (Some(live), PodPhase::Ready) => live,
+            (_, phase) => {
+                let reason = format!("pod {} is {}; nothing can be started in it", record.pod, phase.name());
+                return Err(Error::Precondition(reason));
+            }
+        };
+        let options = process::security(&record.config).namespace_options.unwrap_or_default();
+        self.make_cgroup(container).await?;
+        let started = live
+            .start(StartSpec {
+                id: record.id.clone(),
+                join: spec::joins(&options)?,
+                log_path: record.log_path.clone(),
+                tty: record.config.tty,
+                stdin: record.config.stdin,
+                stdin_once: record.config.stdin_once,
+            })
+            .await?;
+        Ok(Run { pid: started.pid, started_at: started.at })
+    }
+
+    /// The container's cgroup in every hierarchy: some are mounted into it, and on version 2 its device
+    /// rules are a program that libcontainer does not attach.
+    async fn make_cgroup(&self, container: &Container) -> Result<()> {
+        let cgroups = self.cgroups.clone();
+        let record = Arc::clone(&container.record);
+        let config = self.layout.bundle(&record.pod, &record.id).join("config.json");
+        blocking("cgroup", move || {
+            cgroups.create(&record.cgroup)?;
+            if cgroups.version() == Version::V1 {
+                return Ok(());
+            }
+            let spec = Spec::load(&config).map_err(Error::doing(format!("reading {}", config.display())))?;
+            let limits = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+            cgroups.set(&record.cgroup, &limits.unwrap_or_default()).map_err(Error::from)
+        })
+        .await
+    }
+
+    /// Changes the limits of a container that was created or runs. What the request leaves unset stays.
+    pub async fn update_container(
+        self: &Arc<Self>,
+        id: &str,
+        update: &cri::LinuxContainerResources,
+    ) -> Result<()> {
+        let updating = self.known_container(id)?.updating;
+        let _turn = updating.lock().await;
+        let container = self.known_container(id)?;
+        let merged = resources::updated(&container.resources, update);
+        let limits = resources::build(&merged, Vec::new())?;
+        let id = container.record.id.clone();
+        match &container.phase {
+            ContainerPhase::Running(_) | ContainerPhase::Stopping { .. } | ContainerPhase::Starting => {
+                let cgroups = self.cgroups.clone();
+                let cgroup = container.record.cgroup.clone();
+                blocking("limits", move || cgroups.set(&cgroup, &limits).map_err(Error::from)).await?;
+            }
+            ContainerPhase::Created => self.rewrite_limits(&container, limits).await?,
+            phase => {
+                let reason = format!("container {id} is {}; its limits cannot be changed", phase.name());
+                return Err(Error::Precondition(reason));
+            }
+        }
+        self.store.change_container(&id, |container| container.resources = merged);
+        self.keep_status(&id);
+        Ok(())
+    }
+
+    /// Puts new limits into the bundle of a container that was not started.
+    async fn rewrite_limits(
+        &self,
+        container: &Container,
+        limits: oci_spec::runtime::LinuxResources,
+    ) -> Result<()> {
+        let layout = self.layout.clone();
+        let record = Arc::clone(&container.record);
+        blocking("limits", move || {
+            let (pod, id) = (&record.pod, &record.id);
+            let path = layout.bundle(pod, id).join("config.json");
+            let doing = || format!("changing {}", path.display());
+            let mut spec = Spec::load(&path).map_err(Error::doing(doing()))?;
+            let mut linux = spec.linux().clone().unwrap_or_default();
+            let devices = linux.resources().as_ref().and_then(|now| now.devices().clone());
+            let mut limits = limits;
+            limits.set_devices(devices);
+            linux.set_resources(Some(limits));
+            spec.set_linux(Some(linux));
+            podhold_sandbox::bundle::create(&layout, pod, id, &spec).map_err(Error::doing(doing()))
+        })
+        .await
+    }
+
+    /// Opens a running container's log file anew, after it was renamed.
+    pub async fn reopen_log(&self, id: &str) -> Result<()> {
+        let container = self.known_container(id)?;
+        let id = &container.record.id;
+        let live = self.store.pod(&container.record.pod).and_then(|pod: Pod| pod.live);
+        match (container.phase.run(), live) {
+            (Some(_), Some(live)) => Ok(live.reopen_log(id).await?),
+            _ => Err(Error::Precondition(format!(
+                "container {id} is {}; only a running one writes a log",
+                container.phase.name()
+            ))),
+        }
+    }
+
+    /// A container by id or unique beginning of one.
+    pub fn known_container(&self, id: &str) -> Result<Container> {
+        self.store.find_container(id).ok_or_else(|| Error::not_found("container", id))
+    }
+
+    /// A pod by id or unique beginning of one.
+    pub fn known_pod(&self, id: &str) -> Result<Pod> {
+        self.store.find_pod(id).ok_or_else(|| Error::not_found("pod", id))
+    }
+}

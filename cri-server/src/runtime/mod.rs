@@ -1,0 +1,258 @@
+//! The verbs: what can be asked of pods, containers and images on this host.
+//!
+//! The gRPC service and `podhold run` both call these and nothing below them. Each changing verb runs in
+//! a task of its own (see [`flight`]) and follows claim, act, commit (see [`crate::state`]).
+
+mod check;
+mod container;
+mod create;
+mod exec;
+mod files;
+mod flight;
+mod image;
+mod pod;
+mod prepare;
+mod recover;
+mod stats;
+mod stop;
+mod teardown;
+mod watch;
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use oci_spec::runtime::Capability;
+use podhold_cgroups::{CgroupPath, Cgroups};
+use podhold_image::Images;
+use podhold_sandbox::{
+    ContainerId, Layout, PodId,
+    client::{ShimConfig, ShimLauncher},
+    launch::Launcher,
+    network::cni::{Cni, CniConfig},
+};
+use tokio::time::timeout;
+
+use self::flight::Flights;
+pub use self::{
+    exec::ExecOutput,
+    image::credentials,
+    stats::{ContainerUsage, PodUsage},
+};
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    state::{Container, Pod, Store},
+};
+
+/// How long a shim may take to open its pod.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long network plugins may take to tell their status, so that Status always answers.
+const STATUS_TIME: Duration = Duration::from_secs(2);
+
+/// The name of the built-in runtime handler; the empty name means it too.
+pub const HANDLER: &str = "podhold";
+
+/// All that runs on this host, and everything needed to change it.
+#[derive(Debug)]
+pub struct Runtime {
+    config: Config,
+    layout: Layout,
+    store: Store,
+    cgroups: Cgroups,
+    cgroup_parent: CgroupPath,
+    images: Images,
+    cni: Cni,
+    launcher: Arc<dyn Launcher>,
+    /// What this daemon itself may hand on to containers.
+    bounding: HashSet<Capability>,
+    under_way: UnderWay,
+    usage: stats::Memory,
+    /// Held by who writes or removes the status files of containers; by threads that may block only.
+    status_files: std::sync::Mutex<()>,
+    /// Held as long as the daemon lives, so that no second one works on the same state.
+    _locks: [std::fs::File; 2],
+}
+
+/// Verbs under way, by object.
+#[derive(Debug, Default)]
+struct UnderWay {
+    run: Flights<PodId, ()>,
+    stop_pod: Flights<PodId, ()>,
+    remove_pod: Flights<PodId, ()>,
+    create: Flights<ContainerId, ()>,
+    start: Flights<ContainerId, ()>,
+    stop: Flights<ContainerId, ()>,
+    remove: Flights<ContainerId, ()>,
+}
+
+impl Runtime {
+    /// Opens the state directories, finds what an earlier daemon left running, and undoes what it left
+    /// half made.
+    pub async fn open(config: Config) -> Result<Arc<Self>> {
+        let layout = Layout::new(&config.run_dir, &config.state_dir);
+        let locks = {
+            let layout = layout.clone();
+            blocking("state directories", move || make_directories(&layout)).await?
+        };
+        let driver = config.cgroup_driver();
+        let cgroups = blocking("cgroups", move || Cgroups::detect(driver).map_err(Error::from)).await?;
+        let images = Images::open(image_config(&config))
+            .await
+            .map_err(|error| Error::image("opening the image store", &error))?;
+        let cni = Cni::new(CniConfig {
+            conf_dir: config.cni.conf_dir.clone(),
+            bin_dirs: config.cni.bin_dirs.clone(),
+            cache_dir: layout.cni_cache(),
+            timeout: config.cni_timeout(),
+        });
+        let launcher = launcher(&config, &layout, &cgroups)?;
+        let runtime = Arc::new(Self {
+            cgroup_parent: config.cgroup_parent().map_err(Error::doing("configuration"))?,
+            config,
+            layout,
+            store: Store::default(),
+            cgroups,
+            images,
+            cni,
+            launcher,
+            bounding: bounding_set()?,
+            under_way: UnderWay::default(),
+            usage: stats::Memory::default(),
+            status_files: std::sync::Mutex::default(),
+            _locks: locks,
+        });
+        runtime.recover().await?;
+        Ok(runtime)
+    }
+
+    /// Lets go of what was made for pods in general. Pods that run are left alone.
+    pub async fn close(&self) {
+        let (cgroups, parent) = (self.cgroups.clone(), self.cgroup_parent.clone());
+        let pruned = blocking("cgroup", move || cgroups.prune(&parent).map_err(Error::from)).await;
+        if let Err(error) = pruned {
+            tracing::warn!(%error, "parent of the pods' cgroups not removed");
+        }
+    }
+
+    /// The configuration it was opened with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What is known of pods and containers.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The image store.
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// Where a pod's network namespace is pinned; `None` when it uses the host's.
+    pub fn netns(&self, pod: &Pod) -> Option<PathBuf> {
+        (!pod.record.host_network()).then(|| self.layout.netns(&pod.record.id))
+    }
+
+    /// The OCI specification of a container, for a person to read; `None` when it cannot be read.
+    pub fn container_spec(&self, container: &Container) -> Option<serde_json::Value> {
+        let bundle = self.layout.bundle(&container.record.pod, &container.record.id);
+        let text = std::fs::read(bundle.join("config.json")).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Whether pods with a network of their own can be started now; the reason when not.
+    pub async fn network_ready(&self) -> Result<()> {
+        match timeout(STATUS_TIME, self.cni.status()).await {
+            Ok(status) => status.map_err(Error::from),
+            Err(_) => Err(Error::Deadline(format!(
+                "pod network: its plugins have not told their status within {} s",
+                STATUS_TIME.as_secs()
+            ))),
+        }
+    }
+}
+
+/// Runs blocking work on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::failed(operation, &error)),
+    }
+}
+
+/// Makes the directories only root can enter, and takes their locks.
+fn make_directories(layout: &Layout) -> Result<[std::fs::File; 2]> {
+    use std::os::unix::fs::MetadataExt;
+    for dir in [layout.run(), layout.state(), &layout.pods_run(), &layout.pods_state()] {
+        prepare::private_dir(dir)?;
+        let metadata =
+            std::fs::metadata(dir).map_err(Error::doing(format!("looking at {}", dir.display())))?;
+        if metadata.mode() & 0o077 != 0 || metadata.uid() != 0 {
+            let dir = dir.display();
+            return Err(Error::Precondition(format!(
+                "{dir} can be entered by others than root; give Podhold a directory of its own, or run \
+                 chown root {dir} && chmod 700 {dir}"
+            )));
+        }
+    }
+    Ok([lock(&layout.state().join("lock"))?, lock(&layout.run().join("lock"))?])
+}
+
+fn lock(path: &Path) -> Result<std::fs::File> {
+    let file = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(Error::doing(format!("opening {}", path.display())))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Precondition(format!(
+            "{} is locked: another podhold uses this directory; stop it or set another state_dir and run_dir",
+            path.display()
+        ))),
+        Err(error) => Err(Error::failed(format!("locking {}", path.display()), &error)),
+    }
+}
+
+fn image_config(config: &Config) -> podhold_image::Config {
+    podhold_image::Config {
+        dir: config.state_dir.join("images"),
+        hosts_dir: config.image.hosts_dir.clone(),
+        parallel_layers: config.image.parallel_layers,
+        pinned: config.image.pinned.clone(),
+        ..podhold_image::Config::default()
+    }
+}
+
+fn launcher(config: &Config, layout: &Layout, cgroups: &Cgroups) -> Result<Arc<dyn Launcher>> {
+    let binary = if config.shim.binary.as_os_str().is_empty() {
+        podhold_sandbox::client::find_shim_binary().map_err(Error::doing("finding podhold-shim"))?
+    } else {
+        config.shim.binary.clone()
+    };
+    let cgroups = cgroups.clone();
+    Ok(Arc::new(ShimLauncher::new(ShimConfig {
+        layout: layout.clone(),
+        shim_binary: binary,
+        attach: Arc::new(move |path, pid| cgroups.attach(path, pid).map_err(std::io::Error::other)),
+        shim_cgroup: None,
+        open_timeout: OPEN_TIMEOUT,
+    })))
+}
+
+/// The capabilities this process may hand on: all that its bounding set holds.
+fn bounding_set() -> Result<HashSet<Capability>> {
+    let set = caps::read(None, caps::CapSet::Bounding).map_err(Error::doing("reading the bounding set"))?;
+    let names = set.iter().map(ToString::to_string);
+    Ok(names.filter_map(|name| name.strip_prefix("CAP_")?.parse().ok()).collect())
+}

@@ -1,0 +1,335 @@
+//! RunPodSandbox: a pod's namespaces, network, cgroup, files, shim and pause process.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::SystemTime};
+
+use podhold_cgroups::CgroupPath;
+use podhold_proto::cri::{self, NamespaceMode};
+use podhold_sandbox::{
+    PodId,
+    launch::{LaunchError, OpenPod, PodSpec},
+    netns,
+    network::cni::{Attachment, PortMapping, Protocol},
+    record,
+};
+use tracing::info;
+
+use super::{Runtime, blocking, check, files, flight::guarded, prepare};
+use crate::{
+    error::{Error, Result},
+    state::{Pod, PodEvent, PodPhase, PodRecord, Reserve},
+};
+
+impl Runtime {
+    /// Runs a pod sandbox. The same request again joins it, or gives the same id; the name with another
+    /// configuration is refused.
+    pub async fn run_pod(self: &Arc<Self>, config: cri::PodSandboxConfig, handler: String) -> Result<PodId> {
+        check(&config)?;
+        self.check_handler(&handler)?;
+        let asked = self.new_record(config, handler)?;
+        let record = match self.store.add_pod(reserved(&asked)) {
+            Reserve::Taken(pod) => {
+                same_pod(&pod, &asked)?;
+                (*pod.record).clone()
+            }
+            Reserve::New | Reserve::NotReady(_) => asked,
+        };
+        let (runtime, id) = (Arc::clone(self), record.id.clone());
+        self.under_way.run.join(id.clone(), || async move { runtime.make_or_find(record).await }).await?;
+        Ok(id)
+    }
+
+    /// What there is to do for a pod whose name was reserved, by this call or by one before it.
+    async fn make_or_find(self: Arc<Self>, record: PodRecord) -> Result<()> {
+        match self.store.pod(&record.id).map(|pod| pod.phase) {
+            Some(PodPhase::Creating) => self.make_pod(record).await,
+            Some(PodPhase::Ready) => Ok(()),
+            Some(_) | None => {
+                let id = record.id;
+                Err(Error::Precondition(format!("pod {id} could not be made or was stopped; ask again")))
+            }
+        }
+    }
+
+    fn new_record(&self, config: cri::PodSandboxConfig, runtime_handler: String) -> Result<PodRecord> {
+        let id = PodId::parse(&prepare::random_id()?).map_err(Error::doing("pod id"))?;
+        let parent = config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
+        let cgroup = match parent {
+            "" => self.cgroup_parent.child(id.as_str()),
+            parent => self.cgroups.driver().parent(parent)?,
+        };
+        let missing = |path: &CgroupPath| *path != self.cgroup_parent && !self.cgroups.exists(path);
+        let ancestors = std::iter::successors(Some(cgroup.clone()), CgroupPath::parent);
+        Ok(PodRecord {
+            id,
+            config,
+            runtime_handler,
+            created_at: SystemTime::now(),
+            owned_cgroup: ancestors.take_while(missing).last(),
+            cgroup,
+            complete: false,
+            ips: Vec::new(),
+        })
+    }
+
+    fn check_handler(&self, handler: &str) -> Result<()> {
+        match handler {
+            "" | super::HANDLER => Ok(()),
+            other => Err(Error::invalid(
+                "runtime_handler",
+                format!(
+                    "{other:?} is not known; this node has {:?}, which the empty name means too",
+                    super::HANDLER
+                ),
+            )),
+        }
+    }
+
+    /// Makes the pod, or undoes what it made.
+    async fn make_pod(self: Arc<Self>, record: PodRecord) -> Result<()> {
+        let begun = std::time::Instant::now();
+        let id = record.id.clone();
+        match guarded(self.assemble(record)).await {
+            Ok(()) => {
+                info!(pod = %id, ms = begun.elapsed().as_millis(), "pod ready");
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(pod = %id, %error, "pod not made");
+                if let Err(rest) = self.teardown_pod(&id).await {
+                    tracing::warn!(pod = %id, error = %rest, "pod not undone; remove it");
+                    self.store.pod_event(&id, PodEvent::RunFailed);
+                } else {
+                    self.store.forget_pod(&id);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn assemble(self: &Arc<Self>, record: PodRecord) -> Result<()> {
+        let id = record.id.clone();
+        self.keep_pod(&record).await?;
+        self.make_netns(&record).await?;
+        // Each is awaited to its end even when another fails: a network plugin that is cut off half way
+        // may leave what no DEL finds.
+        let (ips, open, surroundings) = tokio::join!(
+            self.attach_network(&record),
+            self.open_shim(&record),
+            self.make_surroundings(&record)
+        );
+        let open = match open {
+            Ok(open) => {
+                self.store.change_pod(&id, |pod| pod.live = Some(Arc::clone(&open.pod)));
+                open
+            }
+            Err(error) => return Err(ips.err().unwrap_or(error)),
+        };
+        let ips = ips?;
+        surroundings?;
+        let complete = PodRecord { complete: true, ips: ips.clone(), ..record };
+        self.write_files(&complete).await?;
+        self.keep_pod(&complete).await?;
+        self.store.change_pod(&id, |pod| {
+            pod.record = Arc::new(complete);
+            pod.ips = ips;
+        });
+        match self.store.pod_event(&id, PodEvent::RunDone) {
+            Some(Ok(_)) => {
+                self.watch(id, open.events);
+                Ok(())
+            }
+            Some(Err(error)) => Err(Error::failed(format!("pod {id}"), &error)),
+            None => Err(Error::not_found("pod", id.as_str())),
+        }
+    }
+
+    pub(super) async fn keep_pod(&self, record: &PodRecord) -> Result<()> {
+        let path = self.layout.pod_record(&record.id);
+        let record = record.clone();
+        blocking("pod record", move || {
+            prepare::private_dir(path.parent().expect("a record has a directory"))?;
+            record::write(&path, &record).map_err(Error::doing("pod record"))
+        })
+        .await
+    }
+
+    async fn make_netns(&self, record: &PodRecord) -> Result<()> {
+        if record.host_network() {
+            return Ok(());
+        }
+        let path = self.layout.netns(&record.id);
+        blocking("network namespace", move || {
+            prepare::private_dir(path.parent().expect("a namespace has a directory"))?;
+            netns::create(&path).map_err(Error::doing("network namespace"))
+        })
+        .await
+    }
+
+    async fn attach_network(&self, record: &PodRecord) -> Result<Vec<IpAddr>> {
+        if record.host_network() {
+            return Ok(Vec::new());
+        }
+        let metadata = record.config.metadata.clone().unwrap_or_default();
+        let netns = self.layout.netns(&record.id);
+        let mut attachment =
+            Attachment::new(record.id.clone(), netns, &metadata.namespace, &metadata.name, &metadata.uid);
+        attachment.port_mappings = port_mappings(&record.config)?;
+        let attached = self.cni.add(&attachment).await.map_err(Error::from)?;
+        Ok(attached.ips)
+    }
+
+    async fn open_shim(&self, record: &PodRecord) -> Result<OpenPod> {
+        let namespaces = record.namespaces();
+        let host_network = record.host_network();
+        let sysctls: BTreeMap<String, String> =
+            record.config.linux.iter().flat_map(|linux| linux.sysctls.clone()).collect();
+        let cgroups = self.cgroups.clone();
+        let pause_cgroup = record.pause_cgroup();
+        let leaf = pause_cgroup.clone();
+        let cgroup = blocking("pod cgroup", move || cgroups.create(&leaf).map_err(Error::from));
+        let run_dir = self.layout.pod_run(&record.id);
+        let dir = blocking("pod directory", move || prepare::private_dir(&run_dir));
+        tokio::try_join!(cgroup, dir)?;
+        let open = self.launcher.open_pod(PodSpec {
+            id: record.id.clone(),
+            netns: (!host_network).then(|| self.layout.netns(&record.id)),
+            hostname: (!host_network).then(|| files::hostname(&record.config)),
+            own_ipc: namespaces.ipc() != NamespaceMode::Node,
+            shared_pid: namespaces.pid() == NamespaceMode::Pod,
+            sysctls,
+            pause_cgroup,
+            pause_oom_score_adj: -998,
+        });
+        open.await.map_err(|error| match error {
+            LaunchError::Refused(reason) if reason.starts_with("sysctl ") => {
+                Error::invalid("linux.sysctls", reason)
+            }
+            other => other.into(),
+        })
+    }
+
+    /// The pod's /dev/shm.
+    async fn make_surroundings(&self, record: &PodRecord) -> Result<()> {
+        if record.namespaces().ipc() == NamespaceMode::Node {
+            return Ok(());
+        }
+        let shm = self.layout.pod_shm(&record.id);
+        blocking("pod shared memory", move || files::mount_shm(&shm)).await
+    }
+
+    async fn write_files(&self, record: &PodRecord) -> Result<()> {
+        let dir = self.layout.pod_etc(&record.id);
+        let record = record.clone();
+        blocking("pod files", move || files::write(&dir, &record)).await
+    }
+}
+
+/// Whether a pod that has the name already was asked for in the same way.
+fn same_pod(pod: &Pod, asked: &PodRecord) -> Result<()> {
+    let field = if pod.record.runtime_handler == asked.runtime_handler {
+        check::first_difference(&pod.record.config, &asked.config)
+    } else {
+        Some("runtime_handler".to_owned())
+    };
+    if let Some(field) = field {
+        return Err(Error::Exists { object: "pod", id: pod.record.id.to_string(), field });
+    }
+    match pod.phase {
+        PodPhase::Creating | PodPhase::Ready => Ok(()),
+        phase => Err(Error::Precondition(format!(
+            "pod {} has this name and is {}; remove it or use the next attempt",
+            pod.record.id,
+            phase.name()
+        ))),
+    }
+}
+
+fn reserved(record: &PodRecord) -> Pod {
+    Pod {
+        record: Arc::new(record.clone()),
+        phase: PodPhase::Creating,
+        ips: Vec::new(),
+        live: None,
+        containers: std::collections::BTreeSet::new(),
+    }
+}
+
+/// What a pod's configuration may not be.
+fn check(config: &cri::PodSandboxConfig) -> Result<()> {
+    let metadata = config.metadata.as_ref().ok_or_else(|| Error::invalid("metadata", "is missing"))?;
+    for (field, value) in
+        [("name", &metadata.name), ("uid", &metadata.uid), ("namespace", &metadata.namespace)]
+    {
+        if value.is_empty() {
+            return Err(Error::invalid(format!("metadata.{field}"), "is empty; a pod needs one"));
+        }
+        if value.len() > 253 || value.bytes().any(|b| b.is_ascii_control() || matches!(b, b'/' | b';' | b'='))
+        {
+            return Err(Error::invalid(format!("metadata.{field}"), format!("{value:?} is not a name")));
+        }
+    }
+    files::check(config)?;
+    check::check_log_directory(&config.log_directory)?;
+    port_mappings(config)?;
+    let linux = config.linux.clone().unwrap_or_default();
+    if !linux.cgroup_parent.is_empty() && !linux.cgroup_parent.ends_with(".slice") {
+        CgroupPath::parse(&linux.cgroup_parent)?;
+    }
+    let security = linux.security_context.unwrap_or_default();
+    let namespaces = security.namespace_options.unwrap_or_default();
+    check::check_modes(&namespaces)?;
+    if namespaces.network() == NamespaceMode::Container || namespaces.network() == NamespaceMode::Target {
+        let reason = "a pod has POD or NODE network";
+        return Err(Error::invalid("linux.security_context.namespace_options.network", reason));
+    }
+    if namespaces.pid() == NamespaceMode::Target {
+        let reason = "TARGET is for containers; a pod has POD, CONTAINER or NODE";
+        return Err(Error::invalid("linux.security_context.namespace_options.pid", reason));
+    }
+    if namespaces.userns_options.is_some_and(|userns| userns.mode() == NamespaceMode::Pod) {
+        let reason = "user namespaces are not built yet; use NODE";
+        return Err(Error::invalid("linux.security_context.namespace_options.userns_options", reason));
+    }
+    check::check_sysctls(&linux.sysctls, &config_namespaces(config))
+}
+
+fn config_namespaces(config: &cri::PodSandboxConfig) -> cri::NamespaceOption {
+    let linux = config.linux.as_ref();
+    let security = linux.and_then(|linux| linux.security_context.as_ref());
+    security.and_then(|security| security.namespace_options.clone()).unwrap_or_default()
+}
+
+/// Host ports; an entry without one maps nothing.
+fn port_mappings(config: &cri::PodSandboxConfig) -> Result<Vec<PortMapping>> {
+    let mut mappings = Vec::new();
+    for (index, mapping) in config.port_mappings.iter().enumerate() {
+        let port = |field: &str, value: i32, least: i32| {
+            u16::try_from(value).ok().filter(|_| value >= least).ok_or_else(|| {
+                let reason = format!("{value} is not a port");
+                Error::invalid(format!("port_mappings[{index}].{field}"), reason)
+            })
+        };
+        let host_port = port("host_port", mapping.host_port, 0)?;
+        let container_port = port("container_port", mapping.container_port, 1)?;
+        let host_ip = match mapping.host_ip.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| {
+                let reason = format!("{text:?} is not an IP address");
+                Error::invalid(format!("port_mappings[{index}].host_ip"), reason)
+            })?),
+        };
+        let protocol = match cri::Protocol::try_from(mapping.protocol) {
+            Ok(cri::Protocol::Tcp) => Protocol::Tcp,
+            Ok(cri::Protocol::Udp) => Protocol::Udp,
+            Ok(cri::Protocol::Sctp) => Protocol::Sctp,
+            Err(_) => {
+                let reason = format!("{} is not TCP, UDP or SCTP", mapping.protocol);
+                return Err(Error::invalid(format!("port_mappings[{index}].protocol"), reason));
+            }
+        };
+        if host_port != 0 {
+            mappings.push(PortMapping { host_port, container_port, protocol, host_ip });
+        }
+    }
+    Ok(mappings)
+}
