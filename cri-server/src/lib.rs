@@ -3,9 +3,11 @@
 //! Arrows: `grpc` and `standalone` call `runtime`; `runtime` uses `spec`, `state` and the crates below.
 //! Nothing calls back up.
 
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod grpc;
 pub mod runtime;
 pub mod spec;
+pub mod standalone;
 pub mod state;

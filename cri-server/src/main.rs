@@ -1,3 +1,5 @@
-//! `podhold`, whose command line comes next.
+//! `podhold`: maps the result of a subcommand to an exit code, and nothing else.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    podhold::cli::main()
+}

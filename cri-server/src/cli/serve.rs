@@ -1,0 +1,101 @@
+//! `podhold serve`.
+
+use std::{
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    time::timeout,
+};
+use tracing::info;
+
+use super::{Failure, Settings};
+use crate::{config::Config, grpc, runtime::Runtime};
+
+/// How long calls that are under way may take once the daemon was told to end.
+const LEAVE: Duration = Duration::from_secs(3);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    settings: Settings,
+    /// Unix socket of the CRI services [default: podhold.sock in the run directory]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
+    let mut config = arguments.settings.load()?;
+    if let Some(socket) = &arguments.socket {
+        config.socket.clone_from(socket);
+        config = config.checked()?;
+    }
+    super::start_logging(&config.log_level)?;
+    super::require_root()?;
+    let threads = super::threads()?;
+    let result = threads.block_on(serve(config));
+    // A thread that is stuck in the kernel must not keep the daemon from ending.
+    threads.shutdown_timeout(LEAVE);
+    result
+}
+
+async fn serve(config: Config) -> Result<(), Failure> {
+    let path = config.socket();
+    refuse_second(&path).await?;
+    let runtime = Runtime::open(config).await?;
+    let socket = listen(&path)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    info!(socket = %path.display(), version = env!("CARGO_PKG_VERSION"), "podhold is serving");
+    let (tell, told) = oneshot::channel::<()>();
+    let serving = grpc::serve(Arc::clone(&runtime), socket, async move { drop(told.await) });
+    tokio::pin!(serving);
+    tokio::select! {
+        ended = &mut serving => return Ok(ended?),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("told to end; pods run on");
+    drop(tell);
+    if let Ok(ended) = timeout(LEAVE, serving).await {
+        ended?;
+    }
+    runtime.close().await;
+    // The socket is ours as long as the state directory is: nobody can have replaced it.
+    let _gone = std::fs::remove_file(&path);
+    Ok(())
+}
+
+/// A daemon that answers on the socket is never pushed aside.
+async fn refuse_second(path: &Path) -> Result<(), Failure> {
+    if UnixStream::connect(path).await.is_ok() {
+        let path = path.display();
+        return Err(Failure(format!(
+            "{path}: a daemon answers on this socket; stop it or set another socket"
+        )));
+    }
+    Ok(())
+}
+
+/// Binds the socket, which only root can use, over what a dead daemon left.
+fn listen(path: &Path) -> Result<UnixListener, Failure> {
+    let at = |error: std::io::Error| Failure(format!("socket {}: {error}", path.display()));
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(at)?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(path).map_err(at)?,
+        Ok(_) => return Err(Failure(format!("socket {}: is there and is not a socket", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(at(error)),
+    }
+    let socket = UnixListener::bind(path).map_err(at)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(at)?;
+    Ok(socket)
+}
