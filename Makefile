@@ -1,0 +1,63 @@
+# Podhold's commands. Everything works in a fresh clone with a Rust toolchain and make, as root or as a
+# user with sudo: what else is needed is installed from package registries (integration/setup.sh).
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo bench test lint clean setup check-format check-lints unit crictl
+
+CARGO ?= cargo
+RELEASE = $(shell $(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$(shell rustc -vV | sed -n 's/^host: //p')/release
+
+# Tests make namespaces, mounts and cgroups. Cargo itself runs as the caller; only what it has built
+# runs as root, with a Go cache of its own, so that no file of root's gets into the caller's home.
+ifneq ($(shell id -u),0)
+SUDO = sudo -E env PATH="$(PATH)"
+RUNNER = --config 'target."cfg(all())".runner=["sudo","-E","env","PATH=$(PATH)",\
+"GOPATH=$(CURDIR)/.cache/go","GOCACHE=$(CURDIR)/.cache/go-build"]'
+endif
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+build: ## Build podhold and podhold-shim, optimised and static
+	@integration/setup.sh build
+	$(CARGO) build --release --locked --workspace --bins
+	@ls -l $(RELEASE)/podhold $(RELEASE)/podhold-shim
+
+demo: ## Run a pod with two init and two app containers, show its logs, remove everything
+	@integration/setup.sh demo
+	$(CARGO) build --release --locked --workspace --bins
+	$(SUDO) integration/demo/run.sh $(RELEASE)
+
+bench: ## Measure podhold beside Debian's containerd, on a quiet machine; writes BENCHMARKS.md
+	@integration/setup.sh build
+	$(CARGO) build --release --locked --workspace --bins
+	$(SUDO) integration/bench/run.sh --podhold $(RELEASE)
+
+test: setup check-format check-lints unit crictl ## Check and test everything
+
+setup: ## Install what the tests need
+	@integration/setup.sh test
+
+lint: check-format check-lints ## Check formatting and lints only
+
+check-format:
+	$(CARGO) fmt --all --check
+	@echo "PASSED: formatting"
+
+check-lints:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@echo "PASSED: lints"
+
+# The programs first: black-box tests start them.
+unit:
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked --workspace --no-fail-fast $(RUNNER) -- --show-output
+
+# The same build as the tests, to save a second one.
+crictl:
+	$(CARGO) build --locked --workspace --bins
+	$(SUDO) integration/crictl-session.sh $(patsubst %/release,%/debug,$(RELEASE))
+	@echo "PASSED: crictl session"
+
+clean: ## Remove everything that was built, and what setup put into the checkout
+	$(SUDO) rm -rf .cache target

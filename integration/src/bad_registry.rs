@@ -1,0 +1,185 @@
+//! A registry that misbehaves, each repository in its own way.
+//!
+//! | repository | what it does |
+//! |---|---|
+//! | `unauthorized` | asks for credentials, and takes none |
+//! | `missing` | knows no manifest |
+//! | `broken` | answers 500 |
+//! | `garbage` | a manifest that is no JSON |
+//! | `swapped` | layer bytes that do not have the layer's digest |
+//! | `truncated` | a gzip layer that ends early, under the digest of what there is |
+//! | `escaping` | a layer with a file whose path leads out of the root |
+//! | `diffid` | a layer whose content is not that of the configuration's diff id |
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
+    sync::Arc,
+};
+
+use crate::{
+    images::{Blob, Compression, Image, ImageBuilder, Layer, LayerBuilder, blob},
+    machine::{Machine, MachineError},
+};
+
+/// Its address in the machine it is started in.
+pub const ADDRESS: &str = "127.0.0.1:5001";
+
+/// What is sent for one path.
+#[derive(Debug, Clone)]
+struct Answer {
+    status: u16,
+    media_type: String,
+    body: Vec<u8>,
+}
+
+type Answers = BTreeMap<String, Answer>;
+
+/// Starts it in the machine's network. It ends with the test program.
+pub async fn start(machine: &Machine) -> Result<(), MachineError> {
+    let answers = Arc::new(answers());
+    let begin = move || -> io::Result<()> {
+        let listener = TcpListener::bind(ADDRESS)?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let answers = Arc::clone(&answers);
+                // A client that leaves early is not our trouble.
+                std::thread::spawn(move || drop(serve(&stream, &answers)));
+            }
+        });
+        Ok(())
+    };
+    let started = machine.in_network(begin).await?;
+    started.map_err(|source| MachineError::Io { what: format!("listen on {ADDRESS}"), source })
+}
+
+/// Answers the requests of one connection.
+fn serve(mut stream: &TcpStream, answers: &Answers) -> io::Result<()> {
+    let mut lines = BufReader::new(stream).lines();
+    while let Some(first) = lines.next() {
+        let first = first?;
+        let mut words = first.split(' ');
+        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        for header in lines.by_ref() {
+            if header?.is_empty() {
+                break;
+            }
+        }
+        let answer = find(answers, path);
+        write!(
+            stream,
+            "HTTP/1.1 {} Answer\r\nContent-Type: {}\r\nContent-Length: {}\r\n{}\r\n",
+            answer.status,
+            answer.media_type,
+            answer.body.len(),
+            if answer.status == 401 { "WWW-Authenticate: Basic realm=\"bad\"\r\n" } else { "" },
+        )?;
+        if method != "HEAD" {
+            stream.write_all(&answer.body)?;
+        }
+        stream.flush()?;
+    }
+    Ok(())
+}
+
+fn find(answers: &Answers, path: &str) -> Answer {
+    if path == "/v2/" {
+        return plain(200, "{}");
+    }
+    match answers.get(path) {
+        Some(answer) => answer.clone(),
+        None if path.starts_with("/v2/unauthorized/") => {
+            plain(401, r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#)
+        }
+        None if path.starts_with("/v2/broken/") => plain(500, "something is broken"),
+        None if path.starts_with("/v2/garbage/") => plain(200, "this is no manifest"),
+        None => plain(404, r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#),
+    }
+}
+
+fn plain(status: u16, body: &str) -> Answer {
+    let media_type = if status == 200 { blob::media::MANIFEST } else { "application/json" };
+    Answer { status, media_type: media_type.to_owned(), body: body.as_bytes().to_vec() }
+}
+
+fn answers() -> Answers {
+    let mut answers = Answers::new();
+    let honest = LayerBuilder::new().file("/file", 0o644, vec![b'x'; 100_000]).finish(Compression::Gzip);
+    add(&mut answers, "swapped", &ImageBuilder::new().layer(honest.clone()).finish());
+    let blob = format!("/v2/swapped/blobs/{}", honest.blob.digest());
+    let swapped = answers.get_mut(&blob).expect("the layer was added above");
+    let middle = swapped.body.len() / 2;
+    swapped.body[middle] ^= 0xff;
+
+    let mut truncated = honest.clone();
+    truncated.blob.bytes.truncate(truncated.blob.bytes.len() / 2);
+    add(&mut answers, "truncated", &ImageBuilder::new().layer(truncated).finish());
+
+    let other = Layer { diff_id: blob::digest(b"something else"), blob: honest.blob };
+    add(&mut answers, "diffid", &ImageBuilder::new().layer(other).finish());
+    add(&mut answers, "escaping", &ImageBuilder::new().layer(escaping()).finish());
+    answers
+}
+
+/// A layer with the file `../../../../escaped`; written by hand, since tar libraries refuse it.
+fn escaping() -> Layer {
+    let mut header = tar::Header::new_gnu();
+    header.as_gnu_mut().expect("made as GNU").name[..22].copy_from_slice(b"../../../../../escaped");
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(0);
+    header.set_cksum();
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.resize(512 * 3, 0);
+    let diff_id = blob::digest(&bytes);
+    Layer { blob: Blob { media_type: blob::media::LAYER, bytes }, diff_id }
+}
+
+fn add(answers: &mut Answers, repository: &str, image: &Image) {
+    let answer = |blob: &Blob| Answer {
+        status: 200,
+        media_type: blob.media_type.to_owned(),
+        body: blob.bytes.clone(),
+    };
+    for blob in &image.blobs {
+        answers.insert(format!("/v2/{repository}/blobs/{}", blob.digest()), answer(blob));
+    }
+    answers.insert(format!("/v2/{repository}/manifests/1"), answer(&image.top));
+    answers.insert(format!("/v2/{repository}/manifests/{}", image.top.digest()), answer(&image.top));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    /// Digest that was promised and bytes that are sent, of the layer of this repository.
+    fn layer(repository: &str) -> (String, Vec<u8>) {
+        let answers = answers();
+        let manifest = &answers[&format!("/v2/{repository}/manifests/1")].body;
+        let manifest: serde_json::Value = serde_json::from_slice(manifest).unwrap();
+        let digest = manifest["layers"][0]["digest"].as_str().unwrap().to_owned();
+        let body = answers[&format!("/v2/{repository}/blobs/{digest}")].body.clone();
+        (digest, body)
+    }
+
+    #[test]
+    fn each_repository_is_bad_in_its_own_way_only() {
+        let (digest, body) = layer("swapped");
+        assert_ne!(blob::digest(&body), digest);
+        for repository in ["truncated", "diffid", "escaping"] {
+            let (digest, body) = layer(repository);
+            assert_eq!(blob::digest(&body), digest, "{repository}");
+        }
+        let (_, body) = layer("truncated");
+        assert!(flate2::read::GzDecoder::new(body.as_slice()).read_to_end(&mut Vec::new()).is_err());
+        let (_, body) = layer("escaping");
+        let mut archive = tar::Archive::new(body.as_slice());
+        let entry = archive.entries().unwrap().next().unwrap().unwrap();
+        assert_eq!(entry.path().unwrap().to_str(), Some("../../../../../escaped"));
+    }
+}

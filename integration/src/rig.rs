@@ -1,0 +1,252 @@
+//! Everything a black-box test stands on: a machine, a registry with our images, a CNI network, the
+//! daemon, and the state of the machine before the test, which must be its state afterwards too.
+
+use std::{
+    fs, io,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use podhold_proto::cri::{ContainerConfig, PodSandboxConfig, PortMapping};
+use tokio::time::{Instant, interval};
+
+use crate::{
+    cgroup, configs,
+    cri::Cri,
+    daemon::{self, Daemon, Places},
+    leaks::{Leak, Snapshot},
+    machine::Machine,
+    programs, store,
+};
+
+/// The registry's address in every machine.
+pub const REGISTRY: &str = "127.0.0.1:5000";
+
+/// A shell and tools.
+pub const BUSYBOX: &str = "127.0.0.1:5000/busybox:1";
+
+/// `podhold-probe`, and nothing else.
+pub const PROBE: &str = "127.0.0.1:5000/probe:1";
+
+/// The bridge that pods are connected to.
+pub const BRIDGE: &str = "podhold-it";
+
+/// How long what a test has ended may take to be gone: the kernel removes namespaces, links and
+/// cgroups some time after their last user.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// How long the registry may take to start.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
+/// What a black-box test stands on. End it with [`finish`](Self::finish).
+#[derive(Debug)]
+pub struct Rig {
+    // First, so that it is dropped while the log is still there.
+    _last_words: LastWords,
+    /// The machine.
+    pub machine: Machine,
+    /// The daemon in it.
+    pub daemon: Daemon,
+    /// Where the daemon's things are.
+    pub places: Places,
+    /// The cgroup, beneath every hierarchy's root, that holds everything of this test. No leading `/`.
+    pub cgroup: String,
+    registry: i32,
+    before: Snapshot,
+    images: Vec<String>,
+}
+
+impl Rig {
+    /// Sets everything up, pulls [`BUSYBOX`] and [`PROBE`], and remembers the state of the machine.
+    ///
+    /// # Panics
+    /// When something does not start: there is nothing to test then.
+    pub async fn start() -> Self {
+        let cgroup = format!("podhold-it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        cgroup::remove_abandoned();
+        // Filled here once, so that the registries in the machines find it ready.
+        store::directory().await.expect("build the test images");
+        let machine = Machine::start().await.expect("start a machine");
+        let places = Places::new(machine.directory());
+        places.make().expect("make the daemon's directories");
+        places.allow_plain_http(REGISTRY).expect("write hosts.toml");
+        fs::write(places.cni().join("10-podhold.conflist"), network()).expect("write the network");
+        fs::write(places.config(), daemon::configuration(&places, &cgroup)).expect("write the configuration");
+        let registry = start_registry(&machine).await;
+        let daemon = Daemon::start(&machine, &places).await.unwrap_or_else(|error| panic!("{error}"));
+        let last_words = LastWords(places.clone());
+        let mut rig = Self {
+            machine,
+            daemon,
+            places,
+            cgroup,
+            registry,
+            before: Snapshot::default(),
+            images: Vec::new(),
+            _last_words: last_words,
+        };
+        rig.images = vec![rig.pull(BUSYBOX).await, rig.pull(PROBE).await];
+        rig.leave_what_stays().await;
+        rig.before = rig.snapshot().await;
+        rig
+    }
+
+    /// A client of the daemon.
+    pub fn cri(&self) -> &Cri {
+        &self.daemon.cri
+    }
+
+    /// An ordinary pod's configuration.
+    pub fn pod(&self, name: &str) -> PodSandboxConfig {
+        configs::pod(name, &self.places.pod_logs())
+    }
+
+    /// Starts a container that runs `podhold-probe` with these words.
+    pub async fn probe(&self, pod: &str, config: &PodSandboxConfig, name: &str, words: &[&str]) -> String {
+        self.run(pod, config, &configs::container(name, PROBE, words)).await
+    }
+
+    /// Creates and starts a container.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn run(&self, pod: &str, config: &PodSandboxConfig, container: &ContainerConfig) -> String {
+        self.cri().run(pod, config, container).await.unwrap_or_else(|status| panic!("run: {status}"))
+    }
+
+    /// Ends the daemon as a crash does, and starts it again.
+    ///
+    /// # Panics
+    /// When it does not come back.
+    pub async fn crash_and_restart(&mut self) {
+        self.daemon.kill(&self.machine).await.unwrap_or_else(|error| panic!("{error}"));
+        let again = Daemon::start(&self.machine, &self.places).await;
+        self.daemon = again.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Compares the machine with what it was before the test, then ends everything.
+    ///
+    /// # Panics
+    /// When anything is left behind or missing.
+    pub async fn finish(self) {
+        for image in self.cri().list_images().await.expect("list images") {
+            if !self.images.contains(&image.id) {
+                self.cri().remove_image(&image.id).await.expect("remove an image");
+            }
+        }
+        let leaks = self.settled().await;
+        let list: Vec<String> = leaks.iter().map(ToString::to_string).collect();
+        assert!(leaks.is_empty(), "the test has left something:\n{}", list.join("\n"));
+        let code = self.daemon.stop(&self.machine).await.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(code, 0, "exit code of the daemon after TERM");
+        self.machine.stop().await.unwrap_or_else(|error| panic!("{error}"));
+        cgroup::remove(&self.cgroup);
+    }
+
+    /// The differences to the time before the test, once they have not become fewer for a while.
+    async fn settled(&self) -> Vec<Leak> {
+        let deadline = Instant::now() + SETTLE;
+        // Nothing tells when the kernel has cleaned up: it has to be looked at again.
+        let mut ticks = interval(Duration::from_millis(100));
+        loop {
+            ticks.tick().await;
+            let leaks = self.before.compare(&self.snapshot().await);
+            if leaks.is_empty() || Instant::now() >= deadline {
+                return leaks;
+            }
+        }
+    }
+
+    async fn snapshot(&self) -> Snapshot {
+        let mut words = vec![programs::built("podhold-machine").display().to_string(), "snapshot".into()];
+        let mut option = |name: &str, value: String| words.extend([format!("--{name}"), value]);
+        option("cgroup", self.cgroup.clone());
+        option("except-link", BRIDGE.to_owned());
+        option("except-pid", self.daemon.pid.to_string());
+        option("except-pid", self.registry.to_string());
+        for directory in [self.places.run(), self.places.state(), "/var/lib/cni".into()] {
+            option("files", directory.display().to_string());
+        }
+        let text = self.machine.run_well(words).await.expect("take a snapshot");
+        serde_json::from_str(&text).expect("a snapshot is JSON")
+    }
+
+    async fn pull(&self, image: &str) -> String {
+        self.cri().pull(image).await.unwrap_or_else(|status| panic!("pull {image}: {status}"));
+        let spec = podhold_proto::cri::ImageSpec { image: image.to_owned(), ..Default::default() };
+        let request = podhold_proto::cri::ImageStatusRequest { image: Some(spec), verbose: false };
+        let answer = self.cri().images.clone().image_status(request).await.expect("ask for an image");
+        answer.into_inner().image.unwrap_or_else(|| panic!("{image} is not there after its pull")).id
+    }
+
+    /// Runs one pod with a host port. CNI plugins make some things once for all pods and never remove
+    /// them: the bridge, and the tables and chains for host ports.
+    async fn leave_what_stays(&self) {
+        let mut config = self.pod("first");
+        config.port_mappings =
+            vec![PortMapping { container_port: 80, host_port: 65000, ..Default::default() }];
+        let pod = self.cri().run_pod(&config).await.unwrap_or_else(|status| panic!("first pod: {status}"));
+        let container = self.probe(&pod, &config, "first", &["exit", "0"]).await;
+        let ended = self.cri().ended(&container, PATIENCE).await;
+        ended.unwrap_or_else(|status| panic!("first container: {status}"));
+        self.cri().end_pod(&pod).await.unwrap_or_else(|status| panic!("end the first pod: {status}"));
+    }
+}
+
+/// Shows the end of the daemon's log when a test fails.
+#[derive(Debug)]
+struct LastWords(Places);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = daemon::log(&self.0);
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines.len().saturating_sub(60);
+            eprintln!("the daemon's last words:\n{}", lines[last..].join("\n"));
+        }
+    }
+}
+
+async fn start_registry(machine: &Machine) -> i32 {
+    let log = machine.directory().join("registry.log");
+    let words = [programs::built("podhold-fixtures").display().to_string()];
+    let words: Vec<String> =
+        words.into_iter().chain(["serve", "--port", "5000"].map(str::to_owned)).collect();
+    let pid =
+        machine.spawn(&words, std::collections::BTreeMap::new(), &log).await.expect("start the registry");
+    let mut ticks = interval(Duration::from_millis(20));
+    let deadline = Instant::now() + PATIENCE;
+    while !said(&log, REGISTRY).expect("read the registry's log") {
+        ticks.tick().await;
+        assert!(Instant::now() < deadline, "the registry does not start: {:?}", fs::read_to_string(&log));
+    }
+    pid
+}
+
+fn said(log: &Path, word: &str) -> io::Result<bool> {
+    Ok(fs::read_to_string(log)?.contains(word))
+}
+
+/// A bridge with both address families, and host ports.
+fn network() -> String {
+    serde_json::json!({
+        "cniVersion": "1.0.0",
+        "name": "podhold-it",
+        "plugins": [
+            {
+                "type": "bridge", "bridge": BRIDGE, "isGateway": true, "ipMasq": true, "hairpinMode": true,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd00:88::/64"}]],
+                    "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+                },
+            },
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+        ],
+    })
+    .to_string()
+}

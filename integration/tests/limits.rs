@@ -1,0 +1,140 @@
+//! Limits are in force, and what they do can be seen.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::time::Duration;
+
+use podhold_integration::{
+    configs::{self, log_file, resources},
+    log, rig,
+    rig::{BUSYBOX, PROBE},
+};
+use podhold_proto::cri::{ContainerStatsRequest, LinuxContainerResources, UpdateContainerResourcesRequest};
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn a_container_over_its_memory_is_killed_and_said_to_be_oom_killed() {
+    let rig = rig!();
+    let config = rig.pod("memory");
+    let pod = rig.cri().run_pod(&config).await.unwrap();
+    let mut container = configs::container("eater", PROBE, &["eat", "200"]);
+    resources(&mut container).memory_limit_in_bytes = 64 << 20;
+    // No swap beyond the memory.
+    resources(&mut container).memory_swap_limit_in_bytes = 64 << 20;
+    let id = rig.run(&pod, &config, &container).await;
+    let ended = rig.cri().ended(&id, SOON).await.unwrap();
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"), "{ended:?}");
+    let within = rig.probe(&pod, &config, "within", &["print", "fits"]).await;
+    assert_eq!(rig.cri().ended(&within, SOON).await.unwrap().reason, "Completed");
+    rig.cri().end_pod(&pod).await.unwrap();
+    rig.finish().await;
+}
+
+/// The pids limit is the pod's in Kubernetes: the kubelet writes it to the pod's cgroup. A container's own
+/// comes from `unified`, on cgroup v2 only; here the test is the kubelet.
+#[tokio::test]
+async fn a_fork_bomb_stays_inside_its_limit() {
+    let rig = rig!();
+    let mut config = rig.pod("forks");
+    let parent = format!("/{}/limited", rig.cgroup);
+    config.linux.as_mut().unwrap().cgroup_parent.clone_from(&parent);
+    let pids = format!("/sys/fs/cgroup/pids{parent}");
+    if !std::path::Path::new("/sys/fs/cgroup/pids").exists() {
+        podhold_integration::needs::skipped("needs the pids controller of cgroup v1");
+        return;
+    }
+    std::fs::create_dir_all(&pids).unwrap();
+    std::fs::write(format!("{pids}/pids.max"), "30").unwrap();
+    let pod = rig.cri().run_pod(&config).await.unwrap();
+    let id = rig.probe(&pod, &config, "bomb", &["fork-bomb"]).await;
+    let line = log::wait_for_start(&[log_file(&config, "bomb")], "stopped after ").await;
+    let count: usize = line.split(' ').nth(2).unwrap().parse().unwrap();
+    assert!((5..30).contains(&count), "{line}");
+    // The pod is full, and everything else goes on.
+    assert!(rig.cri().status(&id).await.is_ok());
+    rig.cri().stop(&id, 0).await.unwrap();
+    assert_eq!(rig.cri().status(&id).await.unwrap().exit_code, 137);
+    rig.cri().end_pod(&pod).await.unwrap();
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let _ = std::fs::remove_dir(hierarchy.path().join(parent.trim_start_matches('/')));
+    }
+    rig.finish().await;
+}
+
+#[tokio::test]
+async fn a_quota_slows_a_container_down_and_the_stats_show_it() {
+    let rig = rig!();
+    let config = rig.pod("processor");
+    let pod = rig.cri().run_pod(&config).await.unwrap();
+    let mut container = configs::container("spinner", PROBE, &["spin"]);
+    resources(&mut container).cpu_period = 100_000;
+    resources(&mut container).cpu_quota = 20_000;
+    let id = rig.run(&pod, &config, &container).await;
+    let used = async || {
+        let request = ContainerStatsRequest { container_id: id.clone() };
+        let stats =
+            rig.cri().runtime.clone().container_stats(request).await.unwrap().into_inner().stats.unwrap();
+        let cpu = stats.cpu.unwrap();
+        (cpu.timestamp, cpu.usage_core_nano_seconds.unwrap().value)
+    };
+    let (began, first) = used().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (ended, last) = used().await;
+    let share = (last - first) as f64 / (ended - began) as f64;
+    assert!(share > 0.02 && share < 0.4, "it used {share} of a processor, and may use 0.2");
+    rig.cri().end_pod(&pod).await.unwrap();
+    rig.finish().await;
+}
+
+#[tokio::test]
+async fn an_update_is_in_force_and_is_reported() {
+    let rig = rig!();
+    let config = rig.pod("update");
+    let pod = rig.cri().run_pod(&config).await.unwrap();
+    let mut container = configs::container("one", PROBE, &["sleep"]);
+    resources(&mut container).memory_limit_in_bytes = 64 << 20;
+    let id = rig.run(&pod, &config, &container).await;
+    let limit = async || {
+        let resources = rig.cri().status(&id).await.unwrap().resources.unwrap().linux.unwrap();
+        (resources.memory_limit_in_bytes, resources.cpu_shares)
+    };
+    assert_eq!(limit().await, (64 << 20, 102));
+    let linux = LinuxContainerResources { memory_limit_in_bytes: 128 << 20, ..Default::default() };
+    let request = UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(linux),
+        ..Default::default()
+    };
+    rig.cri().runtime.clone().update_container_resources(request).await.unwrap();
+    assert_eq!(limit().await, (128 << 20, 102));
+    rig.cri().end_pod(&pod).await.unwrap();
+    rig.finish().await;
+}
+
+#[tokio::test]
+async fn an_update_before_the_start_is_in_force_at_the_start() {
+    let rig = rig!();
+    let config = rig.pod("early");
+    let pod = rig.cri().run_pod(&config).await.unwrap();
+    let mut container = configs::container("one", BUSYBOX, &["1000"]);
+    container.command = vec!["/bin/sleep".into()];
+    resources(&mut container).memory_limit_in_bytes = 64 << 20;
+    let id = rig.cri().create(&pod, &config, &container).await.unwrap();
+    let linux = LinuxContainerResources { memory_limit_in_bytes: 96 << 20, ..Default::default() };
+    let request = UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(linux),
+        ..Default::default()
+    };
+    rig.cri().runtime.clone().update_container_resources(request).await.unwrap();
+    rig.cri().start(&id).await.unwrap();
+    // cgroup version 1, then 2.
+    let read = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes memory.max 2>/dev/null; true";
+    let limit = rig.cri().exec_well(&id, &["sh", "-c", read]).await.unwrap();
+    assert_eq!(limit.trim(), (96 << 20).to_string());
+    let reported = rig.cri().status(&id).await.unwrap().resources.unwrap().linux.unwrap();
+    assert_eq!((reported.memory_limit_in_bytes, reported.cpu_shares), (96 << 20, 102));
+    rig.cri().end_pod(&pod).await.unwrap();
+    rig.finish().await;
+}

@@ -1,0 +1,165 @@
+//! `podhold run` and `podhold image`: no daemon, and nothing left afterwards.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use podhold_integration::{
+    daemon::configuration,
+    machine::Output,
+    programs, rig,
+    rig::{BUSYBOX, REGISTRY, Rig},
+};
+use tokio::time::{Instant, interval};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Directories and a cgroup of its own, beside the daemon's; registry and network are the daemon's.
+fn words(rig: &Rig, verb: &[&str], rest: &[&str]) -> Vec<String> {
+    let directory = rig.machine.directory();
+    let config = directory.join("alone.toml");
+    fs::write(&config, configuration(&rig.places, &format!("{}-alone", rig.cgroup))).unwrap();
+    let options = [
+        ("--config", config),
+        ("--run-dir", directory.join("alone/run")),
+        ("--state-dir", directory.join("alone/state")),
+    ];
+    let program = programs::built("podhold").display().to_string();
+    let options = options.into_iter().flat_map(|(name, path)| [name.to_owned(), path.display().to_string()]);
+    [program]
+        .into_iter()
+        .chain(verb.iter().map(|w| (*w).to_owned()))
+        .chain(options)
+        .chain(rest.iter().map(|w| (*w).to_owned()))
+        .collect()
+}
+
+/// A manifest in a file.
+fn manifest(rig: &Rig, spec: &serde_json::Value) -> PathBuf {
+    let pod = serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "alone"}, "spec": spec,
+    });
+    let path = rig.machine.directory().join("pod.json");
+    fs::write(&path, pod.to_string()).unwrap();
+    path
+}
+
+/// A container of a manifest that runs a script.
+fn script(name: &str, script: &str) -> serde_json::Value {
+    serde_json::json!({"name": name, "image": BUSYBOX, "command": ["/bin/sh", "-c", script]})
+}
+
+async fn run(rig: &Rig, spec: &serde_json::Value) -> Output {
+    let path = manifest(rig, spec).display().to_string();
+    let limited = ["timeout".to_owned(), "60".to_owned()];
+    rig.machine.run(limited.into_iter().chain(words(rig, &["run"], &[&path]))).await.unwrap()
+}
+
+async fn image(rig: &Rig, rest: &[&str]) -> Output {
+    rig.machine.run(words(rig, &["image"], rest)).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_init_container_that_fails_gives_the_exit_code_and_no_app_is_started() {
+    let rig = rig!();
+    let spec = serde_json::json!({
+        "restartPolicy": "Never",
+        "initContainers": [script("first", "echo first ran"), script("second", "exit 7")],
+        "containers": [script("app", "echo app ran")],
+    });
+    let output = run(&rig, &spec).await;
+    let said = format!("{}{}", output.stdout, output.stderr);
+    assert_eq!(output.code, 7, "{said}");
+    assert!(said.contains("first ran") && said.contains("second") && !said.contains("app ran"), "{said}");
+    rig.finish().await;
+}
+
+#[tokio::test]
+async fn an_app_container_that_fails_gives_the_exit_code_when_all_have_ended() {
+    let rig = rig!();
+    let spec = serde_json::json!({
+        "restartPolicy": "Never",
+        "containers": [script("fails", "exit 9"), script("goes-on", "sleep 1; echo went on")],
+    });
+    let output = run(&rig, &spec).await;
+    let said = format!("{}{}", output.stdout, output.stderr);
+    assert_eq!(output.code, 9, "{said}");
+    assert!(said.contains("went on"), "{said}");
+    assert!(output.stderr.contains("fails") && output.stderr.contains('9'), "it says who failed: {said}");
+    rig.finish().await;
+}
+
+async fn until_said(log: &Path, word: &str) {
+    let deadline = Instant::now() + SOON;
+    // A file that another process writes.
+    let mut ticks = interval(Duration::from_millis(20));
+    while !fs::read_to_string(log).unwrap_or_default().contains(word) {
+        ticks.tick().await;
+        assert!(Instant::now() < deadline, "no {word:?} in {:?}", fs::read_to_string(log));
+    }
+}
+
+#[tokio::test]
+async fn an_interrupt_or_a_term_removes_everything_and_exits_with_128_and_the_signal() {
+    let rig = rig!();
+    for (signal, expected) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let spec = serde_json::json!({
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 20,
+            "containers": [script("app", "trap 'echo asked to end; exit 0' TERM; echo up; while :; do sleep 0.05; done")],
+        });
+        let path = manifest(&rig, &spec).display().to_string();
+        let log = rig.machine.directory().join(format!("{signal}.log"));
+        let pid = rig.machine.spawn(&words(&rig, &["run"], &[&path]), BTreeMap::new(), &log).await.unwrap();
+        until_said(&log, "up").await;
+        rig.machine.signal(pid, signal).await.unwrap();
+        let code = tokio::time::timeout(SOON, rig.machine.wait(pid)).await.unwrap().unwrap();
+        assert_eq!(code, expected, "{signal}: {:?}", fs::read_to_string(&log));
+        until_said(&log, "stopping").await;
+    }
+    let pods = rig.machine.directory().join("alone/state/pods");
+    assert_eq!(fs::read_dir(&pods).map_or(0, Iterator::count), 0, "records of pods are left");
+    rig.finish().await;
+}
+
+#[tokio::test]
+async fn a_field_it_does_not_know_is_refused_by_its_path_before_anything_is_done() {
+    let rig = rig!();
+    let mut container = script("app", "echo app ran");
+    container["livenessProob"] = serde_json::json!({});
+    let output = run(&rig, &serde_json::json!({"containers": [container]})).await;
+    assert!(!matches!(output.code, 0 | 124), "{output:?}");
+    assert!(output.stderr.contains("spec.containers[0].livenessProob"), "{output:?}");
+    assert!(!output.stdout.contains("app ran"), "{output:?}");
+    assert!(!rig.machine.directory().join("alone/state").exists(), "something was begun");
+    rig.finish().await;
+}
+
+#[tokio::test]
+async fn images_are_pulled_listed_and_removed_without_a_daemon() {
+    let rig = rig!();
+    let pulled = image(&rig, &["pull", BUSYBOX]).await;
+    assert_eq!(pulled.code, 0, "{pulled:?}");
+    assert!(pulled.stdout.starts_with("sha256:"), "it prints the image's id: {pulled:?}");
+    let id = pulled.stdout.trim().trim_start_matches("sha256:");
+    let listed = image(&rig, &["ls"]).await;
+    let line =
+        listed.stdout.lines().find(|line| line.starts_with(BUSYBOX)).unwrap_or_else(|| panic!("{listed:?}"));
+    assert!(line.contains(&id[..12]) && line.contains("MB"), "{line}");
+    let unknown = format!("{REGISTRY}/nosuch:1");
+    for verb in ["pull", "rm"] {
+        let refused = image(&rig, &[verb, &unknown]).await;
+        assert!(refused.code != 0 && refused.stderr.contains("nosuch"), "{verb}: {refused:?}");
+    }
+    let removed = image(&rig, &["rm", BUSYBOX]).await;
+    assert_eq!(removed.code, 0, "{removed:?}");
+    let listed = image(&rig, &["ls"]).await;
+    assert!(listed.code == 0 && !listed.stdout.contains("busybox"), "{listed:?}");
+    rig.finish().await;
+}
