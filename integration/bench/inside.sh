@@ -1,0 +1,133 @@
+#!/bin/bash
+# The part of run.sh that runs inside the namespaces: the registry with its images, then one runtime at a
+# time. Called by run.sh only; all its processes end with it.
+set -euo pipefail
+export PYTHONDONTWRITEBYTECODE=1
+
+root="$1" work="$2" results="$3" podhold="$4" parts="$5" reps="$6" pulls="$7" runtimes="$8"
+here="$root/integration/bench"
+cache="$root/.cache/bench"
+registry=127.0.0.1:5000
+bridge=phbench0
+
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -p /var/lib/cni "$work/cni-cache" "$work/cni" "$work/hosts/$registry"
+mount --bind "$work/cni-cache" /var/lib/cni
+ip link set lo up
+
+say() { echo "bench: $(date +%T) $*"; }
+
+# Ends a process of ours and waits for it.
+end() {
+	kill "$1" 2>/dev/null || true
+	wait "$1" 2>/dev/null || true
+}
+
+serve_images() {
+	# Another generator makes other images.
+	storage="$cache/registry-$(sha256sum "$here/images.py" | cut -c1-12)"
+	mkdir -p "$storage"
+	cat >"$work/registry.yml" <<-END
+		{"version": 0.1, "log": {"level": "error", "accesslog": {"disabled": true}},
+		 "storage": {"filesystem": {"rootdirectory": "$storage"}, "maintenance": {"uploadpurging": {"enabled": false}}},
+		 "http": {"addr": "$registry", "secret": "not a secret"}}
+	END
+	OTEL_TRACES_EXPORTER=none docker-registry serve "$work/registry.yml" >"$results/registry.log" 2>&1 &
+	for _ in $(seq 100); do
+		if (: <"/dev/tcp/${registry/://}") 2>/dev/null; then break; fi
+		sleep 0.1
+	done
+	say "images: from .cache, or made now, which takes two minutes"
+	python3 "$here/images.py" "$registry" --pause "$cache/bin/pause"
+	printf 'server = "http://%s"\n[host."http://%s"]\ncapabilities = ["pull", "resolve"]\n' \
+		"$registry" "$registry" >"$work/hosts/$registry/hosts.toml"
+	cat >"$work/cni/10-bench.conflist" <<-END
+		{"cniVersion": "1.0.0", "name": "phbench", "plugins": [
+		  {"type": "bridge", "bridge": "$bridge", "isGateway": true, "ipMasq": false,
+		   "ipam": {"type": "host-local", "dataDir": "$work/ipam", "routes": [{"dst": "0.0.0.0/0"}],
+		            "ranges": [[{"subnet": "10.254.128.0/20"}]]}},
+		  {"type": "portmap", "capabilities": {"portMappings": true}}]}
+	END
+}
+
+configure_containerd() {
+	# CAP_SYS_RESOURCE may be missing: without restrict_oom_score_adj nothing would start then.
+	cat >"$work/containerd.toml" <<-END
+		version = 2
+		root = "$work/containerd"
+		state = "/run/containerd"
+		[grpc]
+		address = "/run/containerd/containerd.sock"
+		[plugins."io.containerd.internal.v1.opt"]
+		path = "$work/containerd-opt"
+		[plugins."io.containerd.grpc.v1.cri"]
+		sandbox_image = "$registry/bench/pause:1"
+		restrict_oom_score_adj = true
+		[plugins."io.containerd.grpc.v1.cri".cni]
+		bin_dir = "/usr/lib/cni"
+		conf_dir = "$work/cni"
+		[plugins."io.containerd.grpc.v1.cri".registry]
+		config_path = "$work/hosts"
+		[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+		runtime_type = "io.containerd.runc.v2"
+		[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+		BinaryName = "$cache/peer/usr/sbin/runc"
+		SystemdCgroup = false
+	END
+	socket=/run/containerd/containerd.sock
+	command=("$cache/peer/usr/bin/containerd" --config "$work/containerd.toml")
+}
+
+configure_podhold() {
+	cat >"$work/podhold.toml" <<-END
+		run_dir = "/run/podhold"
+		state_dir = "$work/podhold"
+		socket = "/run/podhold/podhold.sock"
+		log_level = "info"
+		[cgroups]
+		driver = "cgroupfs"
+		parent = "/podhold-bench"
+		[cni]
+		conf_dir = "$work/cni"
+		bin_dirs = ["/usr/lib/cni"]
+		[image]
+		hosts_dir = "$work/hosts"
+		[shim]
+		binary = "$podhold/podhold-shim"
+	END
+	socket=/run/podhold/podhold.sock
+	command=("$podhold/podhold" serve --config "$work/podhold.toml")
+}
+
+# Measures runtime $1.
+measure() {
+	name="$1"
+	"configure_$name"
+	say "$name: starts"
+	PATH="$cache/peer/usr/bin:$cache/peer/usr/sbin:$PATH" "${command[@]}" >"$results/$name.log" 2>&1 &
+	daemon=$!
+	"$cache/venv/bin/python" "$here/cribench.py" --proto "$root/proto/cri/v1/api.proto" \
+		--endpoint "unix://$socket" --daemon-pid $daemon --runs "$reps" --pull-runs "$pulls" --parts "$cri_parts" \
+		--image "$registry/bench/busybox:1" --pull "$registry/bench/pull-1:1" \
+		--pull "$registry/bench/pull-8:1" --out "$results/$name.json" || say "$name: failed"
+	end $daemon
+	say "$name: has ended"
+	ip link delete "$bridge" 2>/dev/null || true
+}
+
+floor() {
+	say "floor: kernel work alone, and network plugins alone"
+	"$cache/bin/floor" -n 100 -noveth >"$results/floor-bridge.txt"
+	"$cache/bin/floor" -n 100 -nonet >"$results/floor-host.txt"
+	python3 "$here/plugins.py" "$work/cni/10-bench.conflist" --runs "$reps" >"$results/plugins.json"
+	ip link delete "$bridge" 2>/dev/null || true
+}
+
+serve_images
+case ",$parts," in
+*,floor,*) floor ;;
+esac
+cri_parts="$(echo ",$parts," | sed 's/,floor,/,/; s/^,//; s/,$//')"
+if [ -n "$cri_parts" ]; then
+	for name in ${runtimes//,/ }; do measure "$name"; done
+fi
