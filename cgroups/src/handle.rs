@@ -115,10 +115,20 @@ impl Cgroups {
         self.main_dir(path).is_dir()
     }
 
+    /// Whether these limits can be set in a cgroup beneath `parent`, which may not exist yet: whether they
+    /// make sense, and whether this machine has the controllers, processors, memory nodes and page sizes.
+    pub fn check(&self, parent: &CgroupPath, resources: &LinuxResources) -> Result<(), CgroupError> {
+        limits::check(self, parent, resources)
+    }
+
+    /// Whether huge pages are limited in a hierarchy of version 1, where libcontainer looks for them.
+    pub fn hugepages_on_version_1(&self) -> bool {
+        self.root_of("hugetlb").is_some() && self.root_of("hugetlb") != self.unified_root()
+    }
+
     /// Applies limits, to a new cgroup or in place. Fields that are absent stay as they are.
     ///
-    /// Nothing is written when a field is found invalid beforehand; when the kernel refuses a value,
-    /// others may have been applied.
+    /// All or none: when the kernel refuses a value, those that were applied are put back.
     pub fn set(&self, path: &CgroupPath, resources: &LinuxResources) -> Result<(), CgroupError> {
         self.require(path)?;
         limits::set(self, path, resources)
@@ -145,7 +155,17 @@ impl Cgroups {
     /// What the cgroup uses now: about ten small files, no directory walk.
     pub fn stats(&self, path: &CgroupPath) -> Result<Stats, CgroupError> {
         self.require(path)?;
-        stats::read(self, path)
+        stats::read(self, path, stats::Extent::All)
+    }
+
+    /// The part of [`Self::stats`] that is asked for often: CPU time, memory, swap and pressure, without
+    /// tasks, throttling and kernel memory on v1. Half the files.
+    pub fn usage(&self, path: &CgroupPath) -> Result<Stats, CgroupError> {
+        let usage = stats::read(self, path, stats::Extent::Usage)?;
+        if usage.cpu.usage_ns.is_none() && usage.memory.usage.is_none() {
+            self.require(path)?;
+        }
+        Ok(usage)
     }
 
     /// Further numbers, for metrics.

@@ -17,6 +17,7 @@ mod path;
 mod remove;
 mod stats;
 mod sys;
+mod undo;
 mod validate;
 
 pub use driver::Driver;
@@ -25,6 +26,7 @@ pub use handle::Cgroups;
 pub use mounts::Version;
 pub use path::{CgroupPath, InvalidCgroupPath};
 pub use stats::{
-    CpuStats, Details, DeviceIo, MemoryStats, PidsStats, Pressure, PressureLine, Stats, SwapStats,
+    CpuStats, Details, DeviceIo, HugepageStats, MemoryStats, PidsStats, Pressure, PressureLine, Stats,
+    SwapStats,
 };
 pub use validate::LEAST_MEMORY;

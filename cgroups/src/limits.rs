@@ -17,21 +17,78 @@ use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use crate::{
     CgroupError, CgroupPath, Cgroups, Version, devices,
     handle::{enable_controllers, write},
+    stats,
+    undo::Saved,
     validate,
 };
+
+pub(crate) fn check(
+    cgroups: &Cgroups,
+    parent: &CgroupPath,
+    resources: &LinuxResources,
+) -> Result<(), CgroupError> {
+    validate::check(cgroups.version(), resources)?;
+    for (field, controller) in validate::needs(cgroups.version(), resources) {
+        // Machines without it are told huge page limits all the same, and peers take no notice.
+        if !cgroups.has(controller) && controller != "hugetlb" {
+            return Err(CgroupError::NoController { field: field.to_owned(), controller });
+        }
+    }
+    let sizes = stats::page_sizes();
+    for huge in resources.hugepage_limits().iter().flatten() {
+        if !sizes.contains(huge.page_size()) {
+            let reason = format!("this machine has pages of {}", sizes.join(", "));
+            return Err(CgroupError::Invalid {
+                field: "hugepageLimits.pageSize".to_owned(),
+                value: huge.page_size().clone(),
+                reason,
+            });
+        }
+    }
+    let Some(cpu) = resources.cpu() else { return Ok(()) };
+    for (field, name, list) in
+        [("cpu.cpus", "cpuset.cpus", cpu.cpus()), ("cpu.mems", "cpuset.mems", cpu.mems())]
+    {
+        let Some(list) = list.as_ref().filter(|list| !list.is_empty()) else { continue };
+        let Some(available) = cpuset_within(cgroups, parent, name) else { continue };
+        if !validate::is_within(list, &available) {
+            return Err(CgroupError::Invalid {
+                field: field.to_owned(),
+                value: list.clone(),
+                reason: format!("available here: {available}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What cgroups beneath `parent`, or beneath its first ancestor that exists, may use.
+fn cpuset_within(cgroups: &Cgroups, parent: &CgroupPath, name: &str) -> Option<String> {
+    let ancestors = std::iter::successors(Some(parent.clone()), CgroupPath::parent);
+    let dirs = ancestors.filter_map(|path| cgroups.dir_of("cpuset", &path));
+    let dirs = dirs.chain(cgroups.root_of("cpuset").map(Path::to_owned));
+    let files = dirs.flat_map(|dir| [dir.join(format!("{name}.effective")), dir.join(name)]);
+    let lists = files.filter_map(|file| std::fs::read_to_string(file).ok());
+    lists.map(|list| list.trim().to_owned()).find(|list| !list.is_empty())
+}
 
 pub(crate) fn set(
     cgroups: &Cgroups,
     path: &CgroupPath,
     resources: &LinuxResources,
 ) -> Result<(), CgroupError> {
-    let version = cgroups.version();
-    validate::check(version, resources)?;
-    for (field, controller) in validate::needs(version, resources) {
+    validate::check(cgroups.version(), resources)?;
+    for (field, controller) in validate::needs(cgroups.version(), resources) {
         if !cgroups.has(controller) {
             return Err(CgroupError::NoController { field: field.to_owned(), controller });
         }
     }
+    let saved = Saved::of(cgroups, path, resources);
+    write_all(cgroups, path, resources).inspect_err(|_| saved.restore())
+}
+
+fn write_all(cgroups: &Cgroups, path: &CgroupPath, resources: &LinuxResources) -> Result<(), CgroupError> {
+    let version = cgroups.version();
     let mut resources = resources.clone();
     drop_unset(&mut resources);
     if let Some(memory) = resources.memory_mut() {
@@ -166,7 +223,14 @@ fn apply(cgroups: &Cgroups, path: &CgroupPath, resources: &LinuxResources) -> Re
     match cgroups.version() {
         Version::V1 => {
             let applied = manager_v1(path)?.apply(&options(resources));
-            applied.map_err(|error| explain(path, &error, wrapped_v1(&error)))
+            applied.map_err(|error| match (&error, wrapped_v1(&error)) {
+                (V1ManagerError::MemoryController(reason), None) => CgroupError::Invalid {
+                    field: "memory.limit".to_owned(),
+                    value: resources.memory().as_ref().and_then(LinuxMemory::limit).unwrap_or(0).to_string(),
+                    reason: reason.to_string(),
+                },
+                (_, io) => explain(path, &error, io),
+            })
         }
         Version::V2 => apply_v2(dir_root(cgroups), path, resources),
     }

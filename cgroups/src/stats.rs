@@ -7,7 +7,7 @@ mod files;
 mod v1;
 mod v2;
 
-use files::{Table, number, text};
+use files::{Table, number, records};
 
 use crate::{CgroupError, CgroupPath, Cgroups, Version};
 
@@ -139,6 +139,19 @@ pub struct Details {
     pub memory_limit_hits: Option<u64>,
     /// Input and output by block device.
     pub devices: Vec<DeviceIo>,
+    /// Huge pages by their size.
+    pub hugepages: Vec<HugepageStats>,
+}
+
+/// Use of huge pages of one size, bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HugepageStats {
+    /// The size as the kernel writes it, such as `2MB`.
+    pub page_size: String,
+    /// In use.
+    pub usage: u64,
+    /// The most ever in use (v1).
+    pub peak: Option<u64>,
 }
 
 /// Input and output of one block device since the cgroup was made.
@@ -158,15 +171,28 @@ pub struct DeviceIo {
     pub writes: u64,
 }
 
-pub(crate) fn read(cgroups: &Cgroups, path: &CgroupPath) -> Result<Stats, CgroupError> {
-    let pids = read_pids(cgroups, path)?;
+/// How much of [`Stats`] is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// Everything.
+    All,
+    /// Without tasks, throttling and kernel memory on v1: what is asked for often, in half the time.
+    Usage,
+}
+
+pub(crate) fn read(cgroups: &Cgroups, path: &CgroupPath, extent: Extent) -> Result<Stats, CgroupError> {
+    let pids = match extent {
+        Extent::All => read_pids(cgroups, path)?,
+        Extent::Usage => PidsStats::default(),
+    };
     match cgroups.version() {
         Version::V1 => {
             let (memory, swap) = match cgroups.dir_of("memory", path) {
-                Some(dir) => v1::read_memory(&dir)?,
+                Some(dir) => v1::read_memory(&dir, extent)?,
                 None => Default::default(),
             };
-            Ok(Stats { cpu: v1::read_cpu(cgroups, path)?, memory, swap, pids, io_pressure: None })
+            let cpu = v1::read_cpu(cgroups, path, extent)?;
+            Ok(Stats { cpu, memory, swap, pids, io_pressure: None })
         }
         Version::V2 => {
             let dir = cgroups.main_dir(path);
@@ -188,14 +214,47 @@ pub(crate) fn oom_kills(cgroups: &Cgroups, path: &CgroupPath) -> Result<u64, Cgr
 }
 
 pub(crate) fn details(cgroups: &Cgroups, path: &CgroupPath) -> Result<Details, CgroupError> {
-    match cgroups.version() {
+    let mut details = match cgroups.version() {
         Version::V1 => v1::details(cgroups, path),
         Version::V2 => v2::details(&cgroups.main_dir(path)),
+    }?;
+    details.hugepages = hugepages(cgroups, path)?;
+    Ok(details)
+}
+
+/// Hybrid machines have this controller in either tree.
+fn hugepages(cgroups: &Cgroups, path: &CgroupPath) -> Result<Vec<HugepageStats>, CgroupError> {
+    let Some(dir) = cgroups.dir_of("hugetlb", path) else { return Ok(Vec::new()) };
+    let unified = cgroups.root_of("hugetlb") == cgroups.unified_root();
+    let mut found = Vec::new();
+    for page_size in page_sizes() {
+        let file = |name: &str| dir.join(format!("hugetlb.{page_size}.{name}"));
+        let usage = number(file(if unified { "current" } else { "usage_in_bytes" }))?;
+        let peak = if unified { None } else { number(file("max_usage_in_bytes"))? };
+        found.extend(usage.map(|usage| HugepageStats { page_size, usage, peak }));
     }
+    Ok(found)
+}
+
+/// The sizes of huge pages here, as cgroup files are named by them.
+pub(crate) fn page_sizes() -> Vec<String> {
+    let entries = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let size = |entry: std::fs::DirEntry| {
+        let name = entry.file_name();
+        let kib: u64 = name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        Some(match kib {
+            kib if kib >= 1 << 20 => format!("{}GB", kib >> 20),
+            kib if kib >= 1 << 10 => format!("{}MB", kib >> 10),
+            kib => format!("{kib}KB"),
+        })
+    };
+    let mut sizes: Vec<String> = entries.filter_map(size).collect();
+    sizes.sort();
+    sizes
 }
 
 fn read_pids(cgroups: &Cgroups, path: &CgroupPath) -> Result<PidsStats, CgroupError> {
-    let procs = text(&cgroups.main_dir(path).join("cgroup.procs"))?;
+    let procs = records(&cgroups.main_dir(path).join("cgroup.procs"))?;
     let processes = procs.map(|procs| procs.lines().count() as u64);
     let Some(dir) = cgroups.dir_of("pids", path) else {
         return Ok(PidsStats { processes, ..Default::default() });

@@ -7,6 +7,11 @@ use crate::{CgroupError, Version};
 /// Smallest memory limit in bytes: with less the kernel cannot start a program.
 pub const LEAST_MEMORY: i64 = 4 << 20;
 
+/// The longest quota the kernel takes, microseconds (kernel/sched/core.c).
+const MOST_QUOTA: i64 = (1 << 44) - 1;
+/// More processors or memory nodes than a machine has.
+const MOST_PROCESSORS: u32 = 1 << 16;
+
 /// Refuses values that no kernel takes, or that would reach files outside the cgroup.
 pub(crate) fn check(version: Version, resources: &LinuxResources) -> Result<(), CgroupError> {
     if let Some(memory) = resources.memory() {
@@ -98,6 +103,9 @@ fn check_cpu(version: Version, cpu: &LinuxCpu) -> Result<(), CgroupError> {
     if let Some(quota) = cpu.quota().filter(|quota| (1..1000).contains(quota)) {
         return refuse("cpu.quota", quota, "the kernel takes 1000 microseconds at least, or -1 for no limit");
     }
+    if let Some(quota) = cpu.quota().filter(|quota| *quota < -1 || *quota > MOST_QUOTA) {
+        return refuse("cpu.quota", quota, "use microseconds of each period, or -1 for no limit");
+    }
     if let Some(period) = cpu.period().filter(|p| *p != 0 && !(1_000..=1_000_000).contains(p)) {
         return refuse("cpu.period", period, "use 1000 to 1000000 microseconds");
     }
@@ -146,6 +154,21 @@ fn is_list(text: &str) -> bool {
     text.len() <= 4096 && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b',' | b'-'))
 }
 
+/// Whether every number of the list is in the other; a list that is torn is in none.
+pub(crate) fn is_within(list: &str, available: &str) -> bool {
+    let ranges = |list: &str| -> Option<Vec<(u32, u32)>> {
+        let range = |range: &str| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+            (first <= last && last < MOST_PROCESSORS).then_some((first, last))
+        };
+        list.split(',').map(range).collect()
+    };
+    let (Some(list), Some(available)) = (ranges(list), ranges(available)) else { return false };
+    let has = |n: u32| available.iter().any(|(first, last)| (*first..=*last).contains(&n));
+    list.iter().all(|(first, last)| (*first..=*last).all(has))
+}
+
 #[cfg(test)]
 mod tests {
     use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResourcesBuilder};
@@ -180,6 +203,17 @@ mod tests {
         assert!(check(-1, 2_000_000, "0").is_err());
         assert!(check(-1, 100_000, "0\n1").is_err());
         assert!(check(-1, 100_000, "../x").is_err());
+    }
+
+    #[test]
+    fn a_cpuset_is_within_another_or_not() {
+        for (list, available) in [("0", "0-1"), ("0-1,3", "0-3"), ("1", "0,1")] {
+            assert!(is_within(list, available), "{list} {available}");
+        }
+        for (list, available) in [("2", "0-1"), ("0-2", "0-1"), ("1-0", "0-1"), ("0-", "0-1"), (",", "0-1")] {
+            assert!(!is_within(list, available), "{list} {available}");
+        }
+        assert!(!is_within("0-4294967295", "0-1"));
     }
 
     #[test]

@@ -217,3 +217,28 @@ fn a_process_cannot_hide_deep_in_the_tree() {
     assert_eq!(child.wait_signal(), Some(9));
     scope.cgroups.remove(&scope.path).unwrap();
 }
+
+#[test]
+fn a_refused_change_leaves_all_limits_as_they_were() {
+    let Some(scope) = Scope::new("whole") else { return };
+    scope.cgroups.create(&scope.path).unwrap();
+    scope.cgroups.set(&scope.path, &cpu(50_000, "0")).unwrap();
+    scope.cgroups.set(&scope.path, &memory(64 << 20)).unwrap();
+    let now = || {
+        ["cpu/cpu.cfs_quota_us", "cpuset/cpuset.cpus", "memory/memory.limit_in_bytes"].map(|file| {
+            let (controller, name) = file.split_once('/').unwrap();
+            let dir = format!("/sys/fs/cgroup/{controller}{}", scope.path.as_str());
+            std::fs::read_to_string(format!("{dir}/{name}")).unwrap()
+        })
+    };
+    let before = now();
+    let mut both = memory(32 << 20);
+    both.set_cpu(cpu(20_000, "4095").cpu().clone());
+    assert!(matches!(scope.cgroups.check(&scope.path, &both), Err(CgroupError::Invalid { .. })));
+    assert!(matches!(scope.cgroups.set(&scope.path, &both), Err(CgroupError::Refused { .. })));
+    assert_eq!(now(), before);
+    both.set_cpu(cpu(20_000, "0").cpu().clone());
+    scope.cgroups.check(&scope.path, &both).unwrap();
+    scope.cgroups.set(&scope.path, &both).unwrap();
+    assert_ne!(now(), before);
+}

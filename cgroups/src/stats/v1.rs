@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    CpuStats, Details, DeviceIo, MemoryStats, SwapStats, derived, device_entry,
+    CpuStats, Details, DeviceIo, Extent, MemoryStats, SwapStats, derived, device_entry,
     files::{Table, number, text},
     swap,
 };
@@ -12,12 +12,16 @@ use crate::{CgroupError, CgroupPath, Cgroups};
 /// v1 writes "no limit" as the largest multiple of a page; anything as large means none.
 const V1_NO_LIMIT: u64 = 1 << 62;
 
-pub(super) fn read_cpu(cgroups: &Cgroups, path: &CgroupPath) -> Result<CpuStats, CgroupError> {
+pub(super) fn read_cpu(
+    cgroups: &Cgroups,
+    path: &CgroupPath,
+    extent: Extent,
+) -> Result<CpuStats, CgroupError> {
     let usage_ns = match cgroups.dir_of("cpuacct", path) {
         Some(dir) => number(dir.join("cpuacct.usage"))?,
         None => None,
     };
-    let throttling = match cgroups.dir_of("cpu", path) {
+    let throttling = match cgroups.dir_of("cpu", path).filter(|_| extent == Extent::All) {
         Some(dir) => Table::read(&dir.join("cpu.stat"))?.unwrap_or_default(),
         None => Table::default(),
     };
@@ -30,20 +34,28 @@ pub(super) fn read_cpu(cgroups: &Cgroups, path: &CgroupPath) -> Result<CpuStats,
     })
 }
 
-pub(super) fn read_memory(dir: &Path) -> Result<(MemoryStats, SwapStats), CgroupError> {
-    let limited = |name: &str| Ok::<_, CgroupError>(number(dir.join(name))?.filter(|n| *n < V1_NO_LIMIT));
+pub(super) fn read_memory(dir: &Path, extent: Extent) -> Result<(MemoryStats, SwapStats), CgroupError> {
     let table = Table::read(&dir.join("memory.stat"))?.unwrap_or_default();
     // total_ counts the cgroups beneath as well, as v2 does throughout.
     let total = |key: &str| table.get(&format!("total_{key}"));
+    // What neither the cgroup nor one above it limits needs no look at its own limit.
+    let limited = |name: &str, with_ancestors: &str| match table.get(with_ancestors) {
+        Some(limit) if limit >= V1_NO_LIMIT => Ok::<_, CgroupError>(None),
+        _ => Ok(number(dir.join(name))?.filter(|limit| *limit < V1_NO_LIMIT)),
+    };
     let usage = number(dir.join("memory.usage_in_bytes"))?;
-    let limit = limited("memory.limit_in_bytes")?;
+    let limit = limited("memory.limit_in_bytes", "hierarchical_memory_limit")?;
+    let kernel = match extent {
+        Extent::All => number(dir.join("memory.kmem.usage_in_bytes"))?,
+        Extent::Usage => None,
+    };
     let memory = MemoryStats {
         usage,
         limit,
         rss: total("rss"),
         cache: total("cache"),
         mapped_file: total("mapped_file"),
-        kernel: number(dir.join("memory.kmem.usage_in_bytes"))?,
+        kernel,
         active_file: total("active_file"),
         inactive_file: total("inactive_file"),
         active_anon: total("active_anon"),
@@ -53,9 +65,13 @@ pub(super) fn read_memory(dir: &Path) -> Result<(MemoryStats, SwapStats), Cgroup
         major_page_faults: total("pgmajfault"),
         ..MemoryStats::default()
     };
-    let both = number(dir.join("memory.memsw.usage_in_bytes"))?;
-    let both_limit = limited("memory.memsw.limit_in_bytes")?;
-    let swap_usage = total("swap").or(both.zip(usage).map(|(both, memory)| both.saturating_sub(memory)));
+    let swap_usage = match total("swap") {
+        None => number(dir.join("memory.memsw.usage_in_bytes"))?
+            .zip(usage)
+            .map(|(both, memory)| both.saturating_sub(memory)),
+        known => known,
+    };
+    let both_limit = limited("memory.memsw.limit_in_bytes", "hierarchical_memsw_limit")?;
     let swap_limit = both_limit.zip(limit).map(|(both, memory)| both.saturating_sub(memory));
     Ok((derived(memory), swap(swap_usage, swap_limit)))
 }

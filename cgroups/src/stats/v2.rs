@@ -95,5 +95,6 @@ pub(super) fn details(dir: &Path) -> Result<Details, CgroupError> {
         memory_peak: number(dir.join("memory.peak"))?,
         memory_limit_hits: events.and_then(|events| events.get("max")),
         devices,
+        ..Details::default()
     })
 }
