@@ -12,6 +12,8 @@
 
 mod digest;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hosts;
 mod manifest;
 mod platform;
@@ -20,6 +22,7 @@ mod reference;
 mod registry;
 mod snapshot;
 mod store;
+mod sys;
 mod unpack;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use podhold_image::{Config, IdMap, Image, Images, SnapshotError, Snapshots};
+use podhold_image::{Config, IdMap, IdRange, Image, Images, SnapshotError, Snapshots};
 use support::{Site, Tar, TestImage, TestRegistry, is_root};
 
 async fn image(site: &Site, registry: &TestRegistry, name: &str, layers: &[Vec<u8>]) -> Arc<Image> {
@@ -87,9 +87,50 @@ fn conforms(snapshots: &dyn Snapshots, image: &Image, [one, two]: [&Path; 2]) {
         );
         assert!(snapshots.remove(key).is_err());
     }
-    let ids = IdMap { uids: Vec::new(), gids: Vec::new() };
-    let error = snapshots.mount("ids", image, one, Some(&ids)).unwrap_err();
-    assert!(matches!(error, SnapshotError::Unsupported { .. }));
+    shows_owners_shifted(snapshots, image, one);
+}
+
+fn shows_owners_shifted(snapshots: &dyn Snapshots, image: &Image, target: &Path) {
+    let host = |path: &str| fs::File::open(path).unwrap().into();
+    let ranges = |host| vec![IdRange { container: 0, host, length: 65_536 }];
+    let ids = |namespace| IdMap { namespace, uids: ranges(300_000), gids: ranges(500_000) };
+    // The host's own namespace maps nothing, and a file is no namespace.
+    for path in ["/proc/self/ns/user", "/dev/null"] {
+        assert!(snapshots.mount("ids", image, target, Some(&ids(host(path)))).is_err(), "{path}");
+    }
+    snapshots.remove("ids").unwrap();
+    let mut holder = user_namespace("0 300000 65536", "0 500000 65536");
+    let ids = ids(host(&format!("/proc/{}/ns/user", holder.id())));
+    snapshots.check_ids(&ids).unwrap();
+    snapshots.mount("ids", image, target, Some(&ids)).unwrap();
+    snapshots.mount("ids", image, target, Some(&ids)).unwrap();
+    let owner = |path: &str| fs::metadata(target.join(path)).map(|found| (found.uid(), found.gid())).unwrap();
+    assert_eq!([owner(""), owner("etc/name"), owner("cache")], [(300_000, 500_000); 3]);
+    fs::write(target.join("etc/name"), "changed").unwrap();
+    assert_eq!(owner("etc/name"), (300_000, 500_000), "also once it was copied up");
+    snapshots.unmount(target).unwrap();
+    snapshots.mount("ids", image, target, Some(&ids)).unwrap();
+    assert_eq!(fs::read(target.join("etc/name")).unwrap(), b"changed");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert_eq!(owner("etc"), (300_000, 500_000), "whoever made the namespace may end");
+    snapshots.unmount(target).unwrap();
+    snapshots.remove("ids").unwrap();
+}
+
+/// A process in a user namespace with these mappings.
+fn user_namespace(uids: &str, gids: &str) -> std::process::Child {
+    let mut holder = std::process::Command::new("unshare")
+        .args(["--user", "sh", "-c", "echo; exec sleep 1000"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0];
+    std::io::Read::read_exact(&mut holder.stdout.take().unwrap(), &mut said).unwrap();
+    for (file, map) in [("uid_map", uids), ("gid_map", gids)] {
+        fs::write(format!("/proc/{}/{file}", holder.id()), map).unwrap();
+    }
+    holder
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,6 +165,45 @@ async fn layers_stay_while_a_snapshot_needs_them() {
     assert_eq!(site.count("layers"), 0);
     let error = snapshots.mount("c2", &image, &target, None).unwrap_err();
     assert!(matches!(error, SnapshotError::MissingLayer { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_shows_an_image_read_only_and_holds_its_layers() {
+    if !is_root() {
+        return;
+    }
+    let (site, registry) = (Site::new().await, TestRegistry::start().await);
+    let one_layer = image(&site, &registry, "one", &[base()]).await;
+    let two_layers = image(&site, &registry, "two", &[base(), upper()]).await;
+    let none = image(&site, &registry, "none", &[]).await;
+    let (target, other) = (mount_point(&site, "mnt"), mount_point(&site, "other"));
+    let snapshots = site.images.snapshots();
+    for (key, image, shown) in
+        [("c1.0", &one_layer, Some("base")), ("c1.1", &two_layers, Some("upper")), ("c1.2", &none, None)]
+    {
+        snapshots.view(key, image, &target, None).unwrap();
+        snapshots.view(key, image, &target, None).unwrap();
+        let mode = fs::metadata(&target).unwrap().mode() & 0o777;
+        assert_eq!(mode, if shown.is_some() { 0o751 } else { 0o755 }, "{key}: the image's own root");
+        let name = fs::read_to_string(target.join("etc/name")).ok();
+        assert_eq!(name.as_deref(), shown, "{key}");
+        let refused = fs::write(target.join("mine"), b"w").unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{key}");
+        // Somebody else's mount is not taken for it.
+        let occupied = snapshots.view("c2.0", image, &target, None).unwrap_err();
+        assert!(matches!(occupied, SnapshotError::Occupied { .. }), "{occupied}");
+        snapshots.remove("c2.0").unwrap();
+        snapshots.unmount(&target).unwrap();
+    }
+    site.images.remove(&two_layers.id).await.unwrap();
+    snapshots.view("c1.1", &two_layers, &other, None).unwrap();
+    assert_eq!(fs::read(other.join("etc/name")).unwrap(), b"upper");
+    snapshots.unmount(&other).unwrap();
+    for key in ["c1.0", "c1.1", "c1.2"] {
+        snapshots.remove(key).unwrap();
+    }
+    assert!(snapshots.keys().is_empty());
+    assert_eq!(site.count("layers"), 1, "the removed image's own layer is gone");
 }
 
 #[tokio::test(flavor = "multi_thread")]

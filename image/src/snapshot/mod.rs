@@ -3,8 +3,9 @@
 
 mod measure;
 mod overlay;
+mod shifted;
 
-use std::{io, path::Path};
+use std::{io, os::fd::OwnedFd, path::Path};
 
 pub(crate) use overlay::Overlay;
 
@@ -18,11 +19,13 @@ use crate::store::{Image, Usage};
 /// - `mount` makes the snapshot when it is new; mounting again, also after an unmount or a restart of the
 ///   daemon, shows what was written before. Repeating any call that has succeeded succeeds.
 /// - The layers of the image stay on disk while a snapshot of it exists, also when the image is removed.
+/// - `view` is `mount` without a writable layer: nothing can be changed through it.
 /// - `remove` deletes the writable layer; the caller has unmounted it before.
 /// - Calls block (they mount and delete) and may run side by side, except that calls for one key must not.
 pub trait Snapshots: Send + Sync {
     /// Makes the snapshot `key` of `image` if it is new, and mounts it at the existing directory
-    /// `target`. `ids` asks for a root filesystem whose owners are shifted for a user namespace.
+    /// `target`. `ids` asks for a root filesystem whose owners are shifted for a user namespace; it must
+    /// be given, and be the same, at every mount of this snapshot.
     fn mount(
         &self,
         key: &str,
@@ -30,6 +33,15 @@ pub trait Snapshots: Send + Sync {
         target: &Path,
         ids: Option<&IdMap>,
     ) -> Result<(), SnapshotError>;
+
+    /// Mounts `image` read-only at the existing directory `target`: an image volume. Its snapshot, made
+    /// when it is new, holds the layers like any other and has nothing a container could write to.
+    fn view(&self, key: &str, image: &Image, target: &Path, ids: Option<&IdMap>)
+    -> Result<(), SnapshotError>;
+
+    /// Whether root filesystems with these `ids` can be mounted here, found out by making one that nobody
+    /// sees.
+    fn check_ids(&self, ids: &IdMap) -> Result<(), SnapshotError>;
 
     /// Unmounts `target`; lazily when it is in use. Success when nothing is mounted there.
     fn unmount(&self, target: &Path) -> Result<(), SnapshotError>;
@@ -49,12 +61,28 @@ pub trait Snapshots: Send + Sync {
 }
 
 /// How ids in a user namespace map to ids on the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct IdMap {
+    /// The user namespace, which has this mapping.
+    pub namespace: OwnedFd,
     /// User ids.
     pub uids: Vec<IdRange>,
     /// Group ids.
     pub gids: Vec<IdRange>,
+}
+
+impl IdMap {
+    /// The ids on the host that a user and a group of the namespace stand for; `None` when one of them
+    /// is not mapped.
+    pub fn on_host(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
+        let shift = |ranges: &[IdRange], id: u32| {
+            ranges.iter().find_map(|range| {
+                let distance = id.checked_sub(range.container).filter(|distance| *distance < range.length)?;
+                range.host.checked_add(distance)
+            })
+        };
+        Some((shift(&self.uids, uid)?, shift(&self.gids, gid)?))
+    }
 }
 
 /// A range of ids.
@@ -103,7 +131,7 @@ pub enum SnapshotError {
         /// The snapshot.
         key: String,
         /// What, and the mend.
-        reason: &'static str,
+        reason: String,
     },
     /// The kernel refused an operation.
     #[error("{operation}: {source}")]

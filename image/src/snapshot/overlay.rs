@@ -35,6 +35,7 @@ use rustix::{
 use super::{
     IdMap, SnapshotError, Snapshots, check_key,
     measure::{self, measure},
+    shifted,
 };
 use crate::{
     digest::ChainId,
@@ -127,7 +128,7 @@ impl Overlay {
     }
 
     /// Makes the directories of a new snapshot, and holds its layers.
-    fn make(&self, key: &str, image: &Image) -> Result<(), SnapshotError> {
+    fn make(&self, key: &str, image: &Image, ids: Option<&IdMap>) -> Result<(), SnapshotError> {
         let lease = self.layers.lease(image.layers.clone());
         let lowers = self.lowers(key, &image.id, &image.layers)?;
         // A name no key can have, so that a half-made snapshot is known for one.
@@ -140,7 +141,7 @@ impl Overlay {
             builder.mode(0o700).create(&temporary)?;
             builder.create(temporary.join("work"))?;
             builder.create(temporary.join("fs"))?;
-            like_root(&temporary.join("fs"), &lowers)?;
+            like_root(&temporary.join("fs"), &lowers, ids)?;
             // Not synced: it comes into sight with its directory, and no container outlives a power loss.
             record::write_unsynced(&temporary.join("snapshot.json"), &record)?;
             fs::rename(&temporary, &place)
@@ -152,10 +153,107 @@ impl Overlay {
         self.held().insert(key.to_owned(), Held { layers: image.layers.clone(), _lease: lease });
         Ok(())
     }
+
+    /// Makes the snapshot if it is new. The layers to mount at `target`, nearest first; `None` when it is
+    /// mounted there.
+    fn to_mount(
+        &self,
+        key: &str,
+        image: &Image,
+        ids: Option<&IdMap>,
+        target: &Path,
+    ) -> Result<Option<Vec<Layer>>, SnapshotError> {
+        if !self.held().contains_key(key) {
+            self.make(key, image, ids)?;
+        }
+        let chain = self.held().get(key).map(|held| held.layers.clone()).unwrap_or_default();
+        if is_mount_point(target)? {
+            return match is_mounted_from(target, &self.dir.join(key).join("fs"))? {
+                true => Ok(None),
+                false => {
+                    let target = target.display().to_string();
+                    Err(SnapshotError::Occupied { key: key.to_owned(), target })
+                }
+            };
+        }
+        self.lowers(key, &image.id, &chain).map(Some)
+    }
+}
+
+/// What an overlay is made of.
+pub(super) struct Stack<'a> {
+    pub(super) key: &'a str,
+    /// The layers, the nearest first.
+    pub(super) lowers: &'a [&'a Path],
+    /// The snapshot's directory.
+    pub(super) own: &'a Path,
+    /// Whether the snapshot's writable layer lies on top; otherwise the overlay is read-only.
+    pub(super) writable: bool,
+}
+
+impl Stack<'_> {
+    fn mount(&self, ids: Option<&IdMap>, target: &Path) -> Result<(), SnapshotError> {
+        let failed = SnapshotError::io(format!("mount snapshot {} at {}", self.key, target.display()));
+        if let Some(ids) = ids {
+            return attach(&shifted::overlay(self, ids)?, target).map_err(failed);
+        }
+        match self.detached(self.lowers).and_then(|mount| attach(&mount, target)) {
+            // The kernel knows overlayfs, but not this way to name its layers.
+            Err(Errno::INVAL | Errno::NOSYS) => self.mount_old(target).map_err(failed),
+            other => other.map_err(failed),
+        }
+    }
+
+    /// An overlay that is attached nowhere, of `lowers` instead of its own.
+    pub(super) fn detached(&self, lowers: &[&Path]) -> Result<OwnedFd, Errno> {
+        let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let set = |key: &str, value: &Path| {
+            rustix::mount::fsconfig_set_string(context.as_fd(), key, value.as_os_str())
+        };
+        set("source", Path::new("podhold"))?;
+        for lower in lowers {
+            set("lowerdir+", lower)?;
+        }
+        let mut attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+        if self.writable {
+            set("upperdir", &self.own.join("fs"))?;
+            set("workdir", &self.own.join("work"))?;
+            attributes = MountAttrFlags::empty();
+        }
+        rustix::mount::fsconfig_create(context.as_fd())?;
+        rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    }
+
+    /// Mounts by mount(2), whose options must fit into one page.
+    fn mount_old(&self, target: &Path) -> Result<(), Errno> {
+        let open = |path: &Path| -> Result<OwnedFd, Errno> {
+            rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        };
+        let lowers = self.lowers.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+        let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let below: Vec<String> = lowers.iter().map(name).collect();
+        let mut options = format!("lowerdir={}", below.join(":"));
+        let mut flags = MountFlags::RDONLY;
+        // Open until the mount is made, which names them.
+        let own = self.writable.then_some(self.own);
+        let own =
+            own.map(|own| Ok::<_, Errno>((open(&own.join("fs"))?, open(&own.join("work"))?))).transpose()?;
+        if let Some((upper, work)) = &own {
+            options = format!("{options},upperdir={},workdir={}", name(upper), name(work));
+            flags = MountFlags::empty();
+        }
+        let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
+        rustix::mount::mount("podhold", target, "overlay", flags, Some(options.as_c_str()))
+    }
+}
+
+fn attach(mount: &OwnedFd, target: &Path) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(mount.as_fd(), "", CWD, target, flags)
 }
 
 /// Makes the writable layer's root look like the image's: it is what a container sees as `/`.
-fn like_root(upper: &Path, lowers: &[Layer]) -> std::io::Result<()> {
+fn like_root(upper: &Path, lowers: &[Layer], ids: Option<&IdMap>) -> std::io::Result<()> {
     let shown = lowers.iter().find(|layer| layer.record.root_entry);
     let (uid, gid, mode) = match shown {
         Some(layer) => {
@@ -163,6 +261,12 @@ fn like_root(upper: &Path, lowers: &[Layer]) -> std::io::Result<()> {
             (found.uid(), found.gid(), found.mode())
         }
         None => (0, 0, 0o755),
+    };
+    let (uid, gid) = match ids {
+        None => (uid, gid),
+        Some(ids) => ids.on_host(uid, gid).ok_or_else(|| {
+            std::io::Error::other(format!("owner {uid}:{gid} of the image's / is not mapped for the pod"))
+        })?,
     };
     std::os::unix::fs::lchown(upper, Some(uid), Some(gid))?;
     fs::set_permissions(upper, fs::Permissions::from_mode(mode & 0o7777))
@@ -177,36 +281,50 @@ impl Snapshots for Overlay {
         ids: Option<&IdMap>,
     ) -> Result<(), SnapshotError> {
         check_key(key)?;
-        if ids.is_some() {
-            let reason =
-                "root filesystems for user namespaces are not supported yet; run the pod without one";
-            return Err(SnapshotError::Unsupported { key: key.to_owned(), reason });
-        }
-        if !self.held().contains_key(key) {
-            self.make(key, image)?;
-        }
-        let chain = self.held().get(key).map(|held| held.layers.clone()).unwrap_or_default();
         let own = self.dir.join(key);
-        if is_mount_point(target)? {
-            return match is_mounted_from(target, &own.join("fs"))? {
-                true => Ok(()),
-                false => {
-                    let target = target.display().to_string();
-                    Err(SnapshotError::Occupied { key: key.to_owned(), target })
-                }
-            };
-        }
-        let lowers = self.lowers(key, &image.id, &chain)?;
+        let Some(lowers) = self.to_mount(key, image, ids, target)? else { return Ok(()) };
         let mut paths: Vec<&Path> = lowers.iter().map(|layer| layer.fs.as_path()).collect();
         if paths.is_empty() {
             paths.push(&self.empty);
         }
-        let failed = SnapshotError::io(format!("mount snapshot {key} at {}", target.display()));
-        match mount_new(&paths, &own, target) {
-            // The kernel knows overlayfs, but not this way to name its layers.
-            Err(Errno::INVAL | Errno::NOSYS) => mount_old(&paths, &own, target).map_err(failed),
-            other => other.map_err(failed),
+        Stack { key, lowers: &paths, own: &own, writable: true }.mount(ids, target)
+    }
+
+    fn view(
+        &self,
+        key: &str,
+        image: &Image,
+        target: &Path,
+        ids: Option<&IdMap>,
+    ) -> Result<(), SnapshotError> {
+        check_key(key)?;
+        // Its own layer is shown like the others, and so is not shifted itself.
+        let Some(lowers) = self.to_mount(key, image, None, target)? else { return Ok(()) };
+        let own = self.dir.join(key);
+        // What would be the writable layer lies on top all the same: empty, it gives the root its owner and
+        // mode, and overlayfs its second layer.
+        let top = own.join("fs");
+        let mut paths = vec![top.as_path()];
+        paths.extend(lowers.iter().map(|layer| layer.fs.as_path()));
+        if lowers.is_empty() {
+            paths.push(&self.empty);
         }
+        Stack { key, lowers: &paths, own: &own, writable: false }.mount(ids, target)
+    }
+
+    fn check_ids(&self, ids: &IdMap) -> Result<(), SnapshotError> {
+        let own = self.dir.join(format!(".{}", self.next.fetch_add(1, Ordering::Relaxed)));
+        let make = || -> std::io::Result<()> {
+            let mut builder = fs::DirBuilder::new();
+            builder.mode(0o700).create(&own)?;
+            builder.create(own.join("work"))?;
+            builder.create(own.join("fs"))
+        };
+        let made = make().map_err(SnapshotError::io(format!("make {}", own.display())));
+        let stack = Stack { key: "check", lowers: &[&self.empty], own: &own, writable: true };
+        let checked = made.and_then(|()| shifted::overlay(&stack, ids));
+        let _ = self.trash.discard(&own);
+        checked.map(drop)
     }
 
     fn unmount(&self, target: &Path) -> Result<(), SnapshotError> {
@@ -253,37 +371,6 @@ impl Snapshots for Overlay {
     }
 }
 
-/// Mounts by the file descriptor interface.
-fn mount_new(lowers: &[&Path], own: &Path, target: &Path) -> Result<(), Errno> {
-    let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let set =
-        |key: &str, value: &Path| rustix::mount::fsconfig_set_string(context.as_fd(), key, value.as_os_str());
-    set("source", Path::new("podhold"))?;
-    for lower in lowers {
-        set("lowerdir+", lower)?;
-    }
-    set("upperdir", &own.join("fs"))?;
-    set("workdir", &own.join("work"))?;
-    rustix::mount::fsconfig_create(context.as_fd())?;
-    let mount =
-        rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    rustix::mount::move_mount(mount.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-}
-
-/// Mounts by mount(2), whose options must fit into one page.
-fn mount_old(lowers: &[&Path], own: &Path, target: &Path) -> Result<(), Errno> {
-    let open = |path: &Path| -> Result<OwnedFd, Errno> {
-        rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-    };
-    let lowers = lowers.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-    let (upper, work) = (open(&own.join("fs"))?, open(&own.join("work"))?);
-    let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let below: Vec<String> = lowers.iter().map(name).collect();
-    let options = format!("lowerdir={},upperdir={},workdir={}", below.join(":"), name(&upper), name(&work));
-    let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
-    rustix::mount::mount("podhold", target, "overlay", MountFlags::empty(), Some(options.as_c_str()))
-}
-
 fn is_mount_point(target: &Path) -> Result<bool, SnapshotError> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     let found = rustix::fs::statx(CWD, target, flags, StatxFlags::TYPE)
@@ -291,18 +378,18 @@ fn is_mount_point(target: &Path) -> Result<bool, SnapshotError> {
     Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Whether the overlay at `target` writes to `upper`. Reads the mount table, which is slow with many
+/// Whether the overlay at `target` has `top` as its uppermost layer, writable or not. Reads the mount table, which is slow with many
 /// mounts: only asked when something is mounted there already.
-fn is_mounted_from(target: &Path, upper: &Path) -> Result<bool, SnapshotError> {
+fn is_mounted_from(target: &Path, top: &Path) -> Result<bool, SnapshotError> {
     let table =
         fs::read_to_string("/proc/self/mountinfo").map_err(SnapshotError::io("read /proc/self/mountinfo"))?;
     let target = target.canonicalize().map_err(SnapshotError::io(format!("look at {}", target.display())))?;
-    let option = format!("upperdir={}", upper.display());
+    let options = ["upperdir", "lowerdir+"].map(|name| format!("{name}={}", top.display()));
     let line = table.lines().rev().find(|line| {
         line.split(' ').nth(4).is_some_and(|point| unescape(point) == target.as_os_str().as_bytes())
     });
     let line = line.map(|line| String::from_utf8_lossy(&unescape(line)).into_owned()).unwrap_or_default();
-    Ok(line.split([' ', ',']).any(|part| part == option))
+    Ok(line.split([' ', ',']).any(|part| options.iter().any(|option| part == option)))
 }
 
 /// `\040` and the like (proc_pid_mountinfo(5)).
