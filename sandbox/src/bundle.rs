@@ -10,7 +10,10 @@ use std::{
 
 use oci_spec::runtime::Spec;
 
-use crate::{ContainerId, Layout, PodId};
+use crate::{ContainerId, Layout, PodId, seccomp};
+
+/// The name of the seccomp profile's program, compiled; beside `config.json`.
+pub(crate) const SECCOMP_PROGRAM: &str = "seccomp.bpf";
 
 /// Why a bundle could not be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +36,14 @@ pub enum BundleError {
         /// What is wrong.
         source: serde_json::Error,
     },
+    /// The seccomp profile cannot be made into a program.
+    #[error("bundle {}: {reason}", path.display())]
+    Seccomp {
+        /// The bundle.
+        path: PathBuf,
+        /// What is wrong with the profile.
+        reason: String,
+    },
     /// Something is still mounted in it.
     #[error("bundle {}: {} is a mount point; unmount it first", path.display(), mounted.display())]
     Mounted {
@@ -43,23 +54,22 @@ pub enum BundleError {
     },
 }
 
-/// Makes the bundle directory (0700) with `config.json` and an empty `rootfs`. What an earlier attempt
-/// left is replaced, a root filesystem that is mounted already is kept.
+/// Makes the bundle directory (0700) with `config.json`, an empty `rootfs`, and the seccomp profile ready
+/// for the kernel. What an earlier attempt left is replaced, a root filesystem that is mounted already is
+/// kept. A profile that cannot be compiled is [`BundleError::Seccomp`], and nothing is written then.
 pub fn create(layout: &Layout, pod: &PodId, container: &ContainerId, spec: &Spec) -> Result<(), BundleError> {
     let path = layout.bundle(pod, container);
     let json = serde_json::to_vec(spec).map_err(|source| BundleError::Spec { path: path.clone(), source })?;
+    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let program = profile.map_or(Ok(None), seccomp::program);
+    let program = program.map_err(|reason| BundleError::Seccomp { path: path.clone(), reason })?;
     make_directory(&path, true)?;
     make_directory(&layout.rootfs(pod, container), false)?;
-    let config = path.join("config.json");
-    remove_file(&config)?;
-    let failed = |operation| {
-        let path = config.clone();
-        move |source| BundleError::Io { path, operation, source }
-    };
-    let mut options = fs::OpenOptions::new();
-    let mut file =
-        options.write(true).create_new(true).mode(0o600).open(&config).map_err(failed("create"))?;
-    io::Write::write_all(&mut file, &json).map_err(failed("write"))
+    match program {
+        Some(program) => replace_file(&path.join(SECCOMP_PROGRAM), &program)?,
+        None => remove_file(&path.join(SECCOMP_PROGRAM))?,
+    }
+    replace_file(&path.join("config.json"), &json)
 }
 
 /// Removes the bundle; success when there is none. The caller has unmounted `rootfs`: a directory on
@@ -101,6 +111,14 @@ fn make_directory(path: &Path, parents: bool) -> Result<(), BundleError> {
     }
 }
 
+fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), BundleError> {
+    remove_file(path)?;
+    let failed = |operation| move |source| BundleError::Io { path: path.to_owned(), operation, source };
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path).map_err(failed("create"))?;
+    io::Write::write_all(&mut file, bytes).map_err(failed("write"))
+}
+
 fn remove_file(path: &Path) -> Result<(), BundleError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -126,6 +144,12 @@ mod tests {
         let bundle = layout.bundle(&pod, &container);
         assert_eq!(fs::metadata(&bundle).unwrap().permissions().mode() & 0o777, 0o700);
         assert!(Spec::load(bundle.join("config.json")).is_ok());
+
+        let foreign = r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_S390X"]}"#;
+        let mut spec = Spec::default();
+        spec.linux_mut().as_mut().unwrap().set_seccomp(Some(serde_json::from_str(foreign).unwrap()));
+        let refused = create(&layout, &pod, &container, &spec);
+        assert!(matches!(refused, Err(BundleError::Seccomp { .. })), "{refused:?}");
 
         if rustix::process::geteuid().is_root() {
             let rootfs = layout.rootfs(&pod, &container);

@@ -28,6 +28,18 @@ use crate::{ContainerId, PodId};
 /// Starts pods and finds those that run already.
 #[async_trait]
 pub trait Launcher: Send + Sync + std::fmt::Debug {
+    /// Makes a user namespace for the pod and, with `own_net`, in it a network namespace whose loopback
+    /// is up, so that the pod's network can be set up before the pod is open. What holds them lets go of
+    /// them after a while in which [`Launcher::open_pod`] has not followed.
+    ///
+    /// On error nothing of it is left running. [`LaunchError::Refused`] by a handler without such pods.
+    async fn make_namespaces(
+        &self,
+        pod: &PodId,
+        ids: &IdMap,
+        own_net: bool,
+    ) -> Result<UserNamespace, LaunchError>;
+
     /// Starts what holds the pod (for the built-in handler: shim, logger and pause process).
     ///
     /// On error nothing of it is left running.
@@ -51,6 +63,9 @@ pub trait LivePod: Send + Sync + std::fmt::Debug {
     /// The process that holds the pod's namespaces, as the daemon's pid namespace sees it.
     fn pause_pid(&self) -> u32;
 
+    /// The pod's user namespace; `None` when it has none of its own.
+    async fn user_namespace(&self) -> Result<Option<UserNamespace>, LaunchError>;
+
     /// Every container the holder knows: those being started, running ones, and those that have ended
     /// and are not deleted.
     async fn containers(&self) -> Result<Vec<KnownContainer>, LaunchError>;
@@ -70,6 +85,13 @@ pub trait LivePod: Send + Sync + std::fmt::Debug {
     /// Runs a further process in a running container. Returns when the process has been started.
     async fn exec(&self, exec: ExecSpec) -> Result<Box<dyn ExecSession>, LaunchError>;
 
+    /// Joins the standard streams of a running container: output from now on, and its stdin, which one
+    /// client has at a time.
+    ///
+    /// Never slows the container: a client that leaves too much unread is cut off
+    /// ([`AttachEnd::TooSlow`]).
+    async fn attach(&self, attach: AttachSpec) -> Result<Attached, LaunchError>;
+
     /// Opens the container's log file anew, after it was renamed. No line is lost or torn.
     async fn reopen_log(&self, container: &ContainerId) -> Result<(), LaunchError>;
 
@@ -82,7 +104,7 @@ pub trait LivePod: Send + Sync + std::fmt::Debug {
     async fn close(&self) -> Result<(), LaunchError>;
 }
 
-/// A process started by [`LivePod::exec`].
+/// A process started by [`LivePod::exec`]. It is killed when the daemon that asked for it dies.
 #[async_trait]
 pub trait ExecSession: Send + Sync {
     /// The process, as the daemon's pid namespace sees it.
@@ -93,6 +115,56 @@ pub trait ExecSession: Send + Sync {
     async fn kill(&self) -> Result<(), LaunchError>;
     /// Waits for its end. May be called again and gives the same answer.
     async fn wait(&mut self) -> Result<ExecEnd, LaunchError>;
+}
+
+/// Which of a container's standard streams a client joins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachSpec {
+    /// The container.
+    pub container: ContainerId,
+    /// Its standard input; refused while another client has it, when the container was made without
+    /// one, and after it was closed ([`StartSpec::stdin_once`]).
+    pub stdin: bool,
+    /// Its standard output; all output of a container that has a terminal.
+    pub stdout: bool,
+    /// Its standard error.
+    pub stderr: bool,
+}
+
+/// A client's end of a container's standard streams. Each is there when it was asked for.
+pub struct Attached {
+    /// What is written to this reaches the container's stdin; absent when it has a terminal. Does not
+    /// block. To be closed before [`AttachSession::give_up_stdin`].
+    pub stdin: Option<OwnedFd>,
+    /// Standard output: a stream socket, to its end of file.
+    pub stdout: Option<OwnedFd>,
+    /// Standard error: a stream socket, to its end of file.
+    pub stderr: Option<OwnedFd>,
+    /// The container's terminal, when it has one: for input, if that was asked for, and for its size.
+    /// Reading from it would steal output.
+    pub terminal: Option<OwnedFd>,
+    /// The session itself. Dropping it detaches.
+    pub session: Box<dyn AttachSession>,
+}
+
+/// A session started by [`LivePod::attach`]. Dropping it detaches, and so does the daemon's death.
+#[async_trait]
+pub trait AttachSession: Send + Sync {
+    /// Lets go of stdin, for another client to have it. With [`StartSpec::stdin_once`] and no terminal
+    /// the container reads end of file.
+    fn give_up_stdin(&self);
+    /// Waits for the end of the session for a reason on the container's side. May be given up and asked
+    /// again until it has answered.
+    async fn ended(&self) -> Result<AttachEnd, LaunchError>;
+}
+
+/// Why an attach session has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachEnd {
+    /// The container has ended, with this code. Its output is in the streams, then end of file.
+    Exited(i32),
+    /// The client left more output unread than is kept for it. What is kept is in the streams.
+    TooSlow,
 }
 
 /// How an exec'd process ended.
@@ -111,6 +183,8 @@ pub struct PodSpec {
     pub id: PodId,
     /// Path of the network namespace to hold; `None` is the host's network.
     pub netns: Option<PathBuf>,
+    /// In the user namespace that [`Launcher::make_namespaces`] has made.
+    pub in_user_namespace: bool,
     /// A UTS namespace of its own with this host name; `None` is the host's.
     pub hostname: Option<String>,
     /// An IPC namespace of its own; otherwise the host's.
@@ -123,6 +197,35 @@ pub struct PodSpec {
     pub pause_cgroup: CgroupPath,
     /// `oom_score_adj` of pause; clamped to what is allowed.
     pub pause_oom_score_adj: i32,
+}
+
+/// How ids in a user namespace map to ids on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMap {
+    /// User ids.
+    pub uids: Vec<IdRange>,
+    /// Group ids.
+    pub gids: Vec<IdRange>,
+}
+
+/// A range of ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdRange {
+    /// First id in the namespace.
+    pub container: u32,
+    /// First id on the host.
+    pub host: u32,
+    /// How many.
+    pub length: u32,
+}
+
+/// A pod's user namespace.
+#[derive(Debug)]
+pub struct UserNamespace {
+    /// The namespace itself.
+    pub user: OwnedFd,
+    /// The network namespace that belongs to it; `None` when the pod has none of its own.
+    pub net: Option<OwnedFd>,
 }
 
 /// A container to start. Its bundle directory is [`crate::Layout::bundle`] and holds `config.json` and
@@ -139,7 +242,8 @@ pub struct StartSpec {
     pub tty: bool,
     /// Whether stdin stays open for attach (CRI `stdin`); otherwise `/dev/null`.
     pub stdin: bool,
-    /// Whether stdin is closed at the first detach (CRI `stdin_once`).
+    /// Whether stdin is closed when the first client leaves it (CRI `stdin_once`). A terminal stays open:
+    /// it has no end of file of its own.
     pub stdin_once: bool,
 }
 
@@ -155,6 +259,9 @@ pub struct NamespaceJoin {
 /// The kinds of namespaces containers of a pod share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NamespaceKind {
+    /// Users; the pod's only. Binds of the spec are then made by the holder before it is entered, those
+    /// with `uidMappings` with their owners shifted.
+    User,
     /// System V IPC and POSIX message queues.
     Ipc,
     /// Host name.
@@ -300,6 +407,16 @@ pub enum LaunchError {
         /// The kernel's answer.
         #[source]
         source: std::io::Error,
+    },
+    /// The holder is of a build that cannot do this.
+    #[error(
+        "pod {pod}: its shim is of an older build that cannot {what}; it can after the pod has been made anew"
+    )]
+    TooOld {
+        /// The pod.
+        pod: PodId,
+        /// What was asked for.
+        what: &'static str,
     },
     /// The holder answered something that is not in the protocol.
     #[error("pod {pod}: shim protocol: {reason}")]

@@ -71,6 +71,12 @@ impl Layout {
         self.bundle(pod, container).join("rootfs")
     }
 
+    /// Directory of the container's image volumes, each mounted in a directory named by its index in the
+    /// request.
+    pub fn volumes(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.bundle(pod, container).join("volumes")
+    }
+
     /// The shim's record of how a container ended.
     pub fn exit_record(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
         self.bundle(pod, container).join("exit.json")

@@ -2,15 +2,20 @@
 
 pub mod bundle;
 pub mod client;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+pub mod idmap;
 pub mod launch;
 pub mod netns;
 pub mod network;
 pub mod record;
 pub mod shim;
+pub mod terminal;
 
 mod id;
 mod layout;
 mod sealed;
+mod seccomp;
 mod sys;
 mod wire;
 

@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     thread,
 };
@@ -20,6 +20,7 @@ use rustix::fs::{Mode, OFlags};
 mod link;
 mod stats;
 
+pub(crate) use link::loopback_up;
 pub use stats::InterfaceStats;
 
 /// `statfs` type of a namespace file (linux/magic.h); `nix` lacks the constant.
@@ -68,12 +69,7 @@ impl NetnsError {
 /// The directory of `path` is made when missing. Succeeds when a namespace is pinned there already. A
 /// plain file left by an earlier boot is used again.
 pub fn create(path: &Path) -> Result<(), NetnsError> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(NetnsError::io("make the directory of", path))?;
-    }
-    let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file =
-        rustix::fs::open(path, flags, Mode::from_raw_mode(0o444)).map_err(NetnsError::io("create", path))?;
+    let file = pin_file(path)?;
     if is_namespace(&file) {
         return Ok(());
     }
@@ -144,6 +140,12 @@ pub fn interface_stats(path: &Path) -> Result<Vec<InterfaceStats>, NetnsError> {
     run_in(path, stats::of_this_thread)?.map_err(NetnsError::io("read interface statistics of", path))
 }
 
+/// [`interface_stats`] of the namespace at `path` without entering it, through a process that is in it;
+/// by entering it when that process cannot be asked.
+pub fn interface_stats_of(pid: u32, path: &Path) -> Result<Vec<InterfaceStats>, NetnsError> {
+    if let Ok(stats) = stats::of_process(pid, path) { Ok(stats) } else { interface_stats(path) }
+}
+
 /// The pool's thread only waits: the namespace is entered by a thread made for it.
 async fn on_blocking_pool<T: Send + 'static>(
     path: PathBuf,
@@ -160,14 +162,38 @@ fn on_own_thread<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Resul
     })
 }
 
+/// Pins a network namespace that somebody else has made at `path`. Succeeds when one is pinned there
+/// already.
+pub fn pin(namespace: impl AsFd, path: &Path) -> Result<(), NetnsError> {
+    let file = pin_file(path)?;
+    if is_namespace(&file) {
+        return Ok(());
+    }
+    let source = format!("/proc/self/fd/{}", namespace.as_fd().as_raw_fd());
+    bind(&source, &file).map_err(NetnsError::io("pin", path)).inspect_err(|_| {
+        let _nothing_mounted_on_it = fs::remove_file(path);
+    })
+}
+
+/// The file a namespace is pinned on, made with its directory when missing.
+fn pin_file(path: &Path) -> Result<OwnedFd, NetnsError> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(NetnsError::io("make the directory of", path))?;
+    }
+    let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::from_raw_mode(0o444)).map_err(NetnsError::io("create", path))
+}
+
+fn bind(source: &str, file: &OwnedFd) -> nix::Result<()> {
+    // Through the fd: the name could mean another file by now.
+    let target = format!("/proc/self/fd/{}", file.as_raw_fd());
+    mount(Some(source), target.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+}
+
 fn make(path: &Path, file: &OwnedFd) -> Result<(), NetnsError> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(NetnsError::io("make", path))?;
     link::loopback_up().map_err(NetnsError::io("bring up loopback in", path))?;
-    // Through the fd: the name could mean another file by now.
-    let target = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let source = Some("/proc/thread-self/ns/net");
-    mount(source, target.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .map_err(NetnsError::io("pin", path))
+    bind("/proc/thread-self/ns/net", file).map_err(NetnsError::io("pin", path))
 }
 
 fn open(path: &Path) -> Result<OwnedFd, NetnsError> {

@@ -22,6 +22,10 @@ pub(crate) const MAX_FRAME: usize = 4 << 20;
 pub(crate) const MAX_FILES: usize = 16;
 /// The version this build speaks.
 pub(crate) const VERSION: u32 = 1;
+/// The feature of shims that serve attached clients.
+pub(crate) const ATTACH: &str = "attach";
+/// The feature of shims that know MakeNamespaces.
+pub(crate) const USER_NAMESPACES: &str = "user-namespaces";
 const HEADER: usize = 4;
 const CHUNK: usize = 16 << 10;
 

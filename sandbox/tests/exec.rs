@@ -151,34 +151,74 @@ async fn an_exec_has_the_user_groups_and_capabilities_it_asks_for() {
     pod.close(&host).await;
 }
 
+/// A container that tries mkdir(2), which its profile refuses, shows what it may do, and stays.
+fn filtered(host: &Host, no_new_privileges: Option<bool>) -> StartSpec {
+    let script = "mkdir /tmp/x; grep -E '^(Cap|NoNew|Seccomp:)' /proc/self/status; echo end; sleep 1000";
+    host.container("c1", &["sh", "-c", script], |spec| {
+        let mut rule = LinuxSyscall::default();
+        rule.set_names(vec!["mkdir".into(), "mkdirat".into()]);
+        rule.set_action(LinuxSeccompAction::ScmpActErrno);
+        let mut seccomp = LinuxSeccomp::default();
+        seccomp.set_default_action(LinuxSeccompAction::ScmpActAllow);
+        seccomp.set_syscalls(Some(vec![rule]));
+        let mut linux = spec.linux().clone().unwrap();
+        linux.set_seccomp(Some(seccomp));
+        spec.set_linux(Some(linux));
+        let mut process = spec.process().clone().unwrap();
+        process.set_no_new_privileges(no_new_privileges);
+        process.set_user(UserBuilder::default().uid(1000u32).gid(1000u32).build().unwrap());
+        let few: std::collections::HashSet<_> = [Capability::NetBindService, Capability::Kill].into();
+        let mut capabilities = LinuxCapabilities::default();
+        capabilities.set_bounding(Some(few.clone()));
+        capabilities.set_permitted(Some(few.clone()));
+        capabilities.set_effective(Some(few.clone()));
+        capabilities.set_inheritable(Some(few));
+        capabilities.set_ambient(Some([Capability::NetBindService].into()));
+        process.set_capabilities(Some(capabilities));
+        spec.set_process(Some(process));
+    })
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exec_is_under_the_containers_seccomp_filter() {
+async fn init_and_execs_are_under_the_containers_seccomp_filter_however_it_was_compiled() {
     if !possible() {
         return;
     }
     for no_new_privileges in [Some(true), None] {
-        let host = Host::new();
-        let container = host.container("c1", &["sleep", "1000"], |spec| {
-            let mut rule = LinuxSyscall::default();
-            rule.set_names(vec!["mkdir".into(), "mkdirat".into()]);
-            rule.set_action(LinuxSeccompAction::ScmpActErrno);
-            let mut seccomp = LinuxSeccomp::default();
-            seccomp.set_default_action(LinuxSeccompAction::ScmpActAllow);
-            seccomp.set_syscalls(Some(vec![rule]));
-            let mut linux = spec.linux().clone().unwrap();
-            linux.set_seccomp(Some(seccomp));
-            spec.set_linux(Some(linux));
-            let mut process = spec.process().clone().unwrap();
-            process.set_no_new_privileges(no_new_privileges);
-            spec.set_process(Some(process));
-        });
-        let (pod, id, _) = start(&host, container).await;
-        let (end, output) =
-            pod.exec(&id, shell("mkdir /tmp/x || grep ^Seccomp: /proc/self/status"), None).await;
-        assert_eq!(end, ExecEnd::Exited(0));
-        assert!(output.contains("Operation not permitted") && output.contains("Seccomp:\t2"), "{output}");
-        pod.close(&host).await;
+        let mut seen = Vec::new();
+        // By us when the bundle was made, and, with a bundle of an earlier build, by libcontainer.
+        for compiled in [true, false] {
+            let host = Host::new();
+            let container = filtered(&host, no_new_privileges);
+            if !compiled {
+                let bundle = host.layout.bundle(&host.pod, &container.id);
+                fs::remove_file(bundle.join("seccomp.bpf")).expect("it is compiled with the bundle");
+            }
+            let (pod, id, _) = start(&host, container).await;
+            until("it has spoken", || host.log_text(&id).contains("F end"));
+            let mut process = shell("mkdir /tmp/x; grep -E '^(Cap|NoNew|Seccomp:)' /proc/self/status");
+            process.set_user(UserBuilder::default().uid(1000u32).gid(1000u32).build().unwrap());
+            process.set_capabilities(None);
+            process.set_no_new_privileges(None);
+            let (end, exec) = pod.exec(&id, process, None).await;
+            assert_eq!(end, ExecEnd::Exited(0));
+            let init = host.log_text(&id);
+            for output in [&init, &exec] {
+                assert!(output.contains("Operation not permitted"), "{output}");
+                assert!(output.contains("Seccomp:\t2"), "{output}");
+                assert!(output.contains("CapAmb:\t0000000000000400"), "{output}");
+            }
+            seen.extend([init, exec].map(|output| facts(&output)));
+            pod.close(&host).await;
+        }
+        assert!(seen.iter().all(|facts| *facts == seen[0]), "{seen:#?}");
     }
+}
+
+/// What `/proc/self/status` says, from a log or from output.
+fn facts(output: &str) -> Vec<String> {
+    let line = |line: &str| line.find("Cap").or(line.find("NoNew")).or(line.find("Seccomp"));
+    output.lines().filter_map(|text| line(text).map(|at| text[at..].to_owned())).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

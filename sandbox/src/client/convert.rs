@@ -7,14 +7,14 @@ use std::{
 };
 
 use podhold_proto::shim::{
-    self as wire, Exec, FailureKind, NamespaceJoin, OpenPod, Start, reply::Result as Outcome,
+    self as wire, Exec, FailureKind, MakeNamespaces, NamespaceJoin, OpenPod, Start, reply::Result as Outcome,
 };
 
 use crate::{
     ContainerId, PodId,
     launch::{
-        ExecIo, ExecSpec, Exit, KnownContainer, KnownState, LaunchError, NamespaceKind, NamespaceOf,
-        PodEvent, PodSpec, StartSpec, Started,
+        ExecIo, ExecSpec, Exit, IdMap, IdRange, KnownContainer, KnownState, LaunchError, NamespaceKind,
+        NamespaceOf, PodEvent, PodSpec, StartSpec, Started, UserNamespace,
     },
 };
 
@@ -22,6 +22,7 @@ pub(super) fn open_pod(pod: &PodSpec) -> Result<OpenPod, LaunchError> {
     let netns = pod.netns.as_deref().map(|path| text(path, "network namespace")).transpose()?;
     Ok(OpenPod {
         netns: netns.unwrap_or_default(),
+        in_user_namespace: pod.in_user_namespace,
         hostname: pod.hostname.clone().unwrap_or_default(),
         own_ipc: pod.own_ipc,
         shared_pid: pod.shared_pid,
@@ -30,9 +31,38 @@ pub(super) fn open_pod(pod: &PodSpec) -> Result<OpenPod, LaunchError> {
     })
 }
 
+pub(super) fn make_namespaces(ids: &IdMap, net: bool) -> MakeNamespaces {
+    let ranges = |ranges: &[IdRange]| {
+        let wire = |range: &IdRange| wire::IdRange {
+            container: range.container,
+            host: range.host,
+            length: range.length,
+        };
+        ranges.iter().map(wire).collect()
+    };
+    MakeNamespaces { uids: ranges(&ids.uids), gids: ranges(&ids.gids), net }
+}
+
+/// The answer to MakeNamespaces with the files that came beside it.
+pub(super) fn user_namespace(
+    pod: &PodId,
+    reply: &wire::MakeNamespacesReply,
+    files: Vec<OwnedFd>,
+) -> Result<Option<UserNamespace>, LaunchError> {
+    let mut files = files.into_iter();
+    let mut next = |there: bool| there.then(|| files.next()).flatten();
+    let (user, net) = (next(reply.user), next(reply.net));
+    if user.is_some() != reply.user || net.is_some() != reply.net {
+        let reason = "namespaces without their descriptors".to_owned();
+        return Err(LaunchError::Protocol { pod: pod.clone(), reason });
+    }
+    Ok(user.map(|user| UserNamespace { user, net }))
+}
+
 pub(super) fn start(start: &StartSpec) -> Result<Start, LaunchError> {
     let join = start.join.iter().map(|join| {
         let kind = match join.kind {
+            NamespaceKind::User => wire::NamespaceKind::User,
             NamespaceKind::Ipc => wire::NamespaceKind::Ipc,
             NamespaceKind::Uts => wire::NamespaceKind::Uts,
             NamespaceKind::Pid => wire::NamespaceKind::Pid,

@@ -3,11 +3,13 @@
 //! A shim outlives the daemon: dropping a handle closes the connection and ends nothing. One task per
 //! connection owns the socket; requests and replies meet by number.
 
+mod attach;
 mod connection;
 mod convert;
+mod namespaces;
 mod spawn;
 
-use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use podhold_cgroups::CgroupPath;
@@ -22,10 +24,10 @@ pub use self::spawn::find_shim_binary;
 use crate::{
     ContainerId, Layout, PodId,
     launch::{
-        ExecEnd, ExecIo, ExecSession, ExecSpec, KnownContainer, LaunchError, Launcher, LivePod, OpenPod,
-        PodEvent, PodSpec, SignalTo, StartSpec, Started,
+        AttachSpec, Attached, ExecEnd, ExecIo, ExecSession, ExecSpec, IdMap, KnownContainer, LaunchError,
+        Launcher, LivePod, OpenPod, PodEvent, PodSpec, SignalTo, StartSpec, Started, UserNamespace,
     },
-    wire::VERSION,
+    wire::{USER_NAMESPACES, VERSION},
 };
 
 /// Puts a process into a cgroup; may block.
@@ -110,13 +112,14 @@ impl ShimLauncher {
             other => other?,
         };
         let (connection, events) = Connection::open(pod.clone(), socket)?;
-        let mut shim = ShimPod { id: pod.clone(), pause_pid: 0, connection };
+        let mut shim = ShimPod { id: pod.clone(), pause_pid: 0, features: HashSet::new(), connection };
         let hello = Call::Hello(Hello { version: VERSION, features: Vec::new() });
         let reply = match shim.connection.request(hello, Vec::new()).await?.0 {
             Outcome::Hello(reply) => reply,
             other => return Err(shim.unexpected(&other)),
         };
         shim.pause_pid = reply.pause_pid;
+        shim.features = reply.features.iter().cloned().collect();
         Ok((shim, reply, events))
     }
 
@@ -138,32 +141,52 @@ type Events = UnboundedReceiver<PodEvent>;
 
 #[async_trait]
 impl Launcher for ShimLauncher {
-    async fn open_pod(&self, pod: PodSpec) -> Result<OpenPod, LaunchError> {
-        let program = self.program().await?;
-        let (layout, id) = (self.config.layout.clone(), pod.id.clone());
-        let spawned =
-            blocking(format!("start the shim of pod {id}"), move || spawn::spawn(&layout, &id, &program))
-                .await;
-        let spawned = match spawned {
-            // An earlier call, or an earlier daemon, has opened it.
-            Err(LaunchError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
-                return self.reopen_pod(&pod.id).await;
+    async fn make_namespaces(
+        &self,
+        pod: &PodId,
+        ids: &IdMap,
+        own_net: bool,
+    ) -> Result<UserNamespace, LaunchError> {
+        // One that is there was started by a call before this one.
+        let spawned = self.spawn(pod).await?;
+        let made = self
+            .in_time(pod, async {
+                let (shim, ..) = self.dial(pod).await?;
+                shim.make_namespaces(ids, own_net).await
+            })
+            .await;
+        match (made, spawned) {
+            (Ok(made), spawned) => {
+                spawned.into_iter().for_each(spawn::Spawned::reap_in_background);
+                Ok(made)
             }
-            other => other?,
-        };
+            (Err(error), spawned) => {
+                self.undo(pod, spawned).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_pod(&self, pod: PodSpec) -> Result<OpenPod, LaunchError> {
+        let spawned = self.spawn(&pod.id).await?;
         let opened = self
             .in_time(&pod.id, async {
-                let (mut shim, _, events) = self.dial(&pod.id).await?;
-                shim.pause_pid = self.open(&pod, &shim, spawned.pid()).await?;
+                let (mut shim, hello, events) = self.dial(&pod.id).await?;
+                if hello.pause_pid == 0 {
+                    shim.pause_pid = self.open(&pod, &shim, hello.shim_pid).await?;
+                } else if hello.pause_ended {
+                    // An earlier call, or an earlier daemon, has opened it.
+                    shim.connection.tell(PodEvent::PauseExited);
+                }
                 Ok((shim, events))
             })
             .await;
-        match opened {
-            Ok((shim, events)) => {
-                spawned.reap_in_background();
+        match (opened, spawned) {
+            (Ok((shim, events)), spawned) => {
+                spawned.into_iter().for_each(spawn::Spawned::reap_in_background);
                 Ok(OpenPod { pod: Arc::new(shim), events })
             }
-            Err(error) => {
+            (Err(error), spawned) => {
                 self.undo(&pod.id, spawned).await;
                 Err(error)
             }
@@ -185,16 +208,33 @@ impl Launcher for ShimLauncher {
 }
 
 impl ShimLauncher {
-    /// Ends a shim that could not open its pod, with all that it has started.
-    async fn undo(&self, pod: &PodId, mut spawned: spawn::Spawned) {
+    /// Starts the pod's shim; none when there is one already.
+    async fn spawn(&self, pod: &PodId) -> Result<Option<spawn::Spawned>, LaunchError> {
+        let program = self.program().await?;
+        let (layout, id) = (self.config.layout.clone(), pod.clone());
+        let spawned =
+            blocking(format!("start the shim of pod {id}"), move || spawn::spawn(&layout, &id, &program))
+                .await;
+        match spawned {
+            Err(LaunchError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Ends a shim that could not open its pod, with all that it has started. One that an earlier call
+    /// has started is reaped by that.
+    async fn undo(&self, pod: &PodId, spawned: Option<spawn::Spawned>) {
         let closed = self.in_time(pod, async {
             let (shim, ..) = self.dial(pod).await?;
             shim.close().await
         });
-        if closed.await.is_err() {
-            spawned.kill();
+        let closed = closed.await;
+        if let Some(mut spawned) = spawned {
+            if closed.is_err() {
+                spawned.kill();
+            }
+            spawned.wait().await;
         }
-        spawned.wait().await;
         let socket = self.config.layout.shim_socket(pod);
         let _ = blocking("remove the socket".into(), move || std::fs::remove_file(socket)).await;
     }
@@ -204,6 +244,8 @@ impl ShimLauncher {
 struct ShimPod {
     id: PodId,
     pause_pid: u32,
+    /// What it can beyond the first build of its version.
+    features: HashSet<String>,
     connection: Arc<Connection>,
 }
 
@@ -236,6 +278,13 @@ impl ShimPod {
 impl LivePod for ShimPod {
     fn pause_pid(&self) -> u32 {
         self.pause_pid
+    }
+
+    async fn user_namespace(&self) -> Result<Option<UserNamespace>, LaunchError> {
+        if !self.features.contains(USER_NAMESPACES) {
+            return Ok(None);
+        }
+        self.namespaces(wire::MakeNamespaces::default()).await
     }
 
     async fn containers(&self) -> Result<Vec<KnownContainer>, LaunchError> {
@@ -278,6 +327,10 @@ impl LivePod for ShimPod {
             ended,
             connection,
         }))
+    }
+
+    async fn attach(&self, attach: AttachSpec) -> Result<Attached, LaunchError> {
+        self.attach_to(attach).await
     }
 
     async fn reopen_log(&self, container: &ContainerId) -> Result<(), LaunchError> {

@@ -44,10 +44,6 @@ pub(super) struct Spawned {
 }
 
 impl Spawned {
-    pub(super) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     pub(super) fn kill(&mut self) {
         let _ = self.child.kill();
     }
@@ -62,7 +58,7 @@ impl Spawned {
             let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
             let flags = rustix::process::PidfdFlags::NONBLOCK;
             let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, flags).ok());
-            if let Some(pidfd) = pidfd.and_then(|fd| sys::watch(fd).ok()) {
+            if let Some(pidfd) = pidfd.and_then(|fd| sys::watch(fd, tokio::io::Interest::READABLE).ok()) {
                 let _ = pidfd.readable().await;
             }
             self.wait_here();

@@ -11,7 +11,7 @@ const LOOPBACK: i32 = 1;
 const HEADER: usize = 16;
 
 /// Brings up the loopback interface of the calling thread's network namespace.
-pub(super) fn loopback_up() -> io::Result<()> {
+pub(crate) fn loopback_up() -> io::Result<()> {
     // Protocol 0 is NETLINK_ROUTE.
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     sendto(&socket, &set_up(LOOPBACK), SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;

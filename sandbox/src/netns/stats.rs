@@ -3,6 +3,8 @@
 use std::{
     fs::File,
     io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::Path,
 };
 
 /// Traffic of one interface since it was made.
@@ -34,6 +36,18 @@ const LARGEST: u64 = 1 << 20;
 pub(super) fn of_this_thread() -> io::Result<Vec<InterfaceStats>> {
     let mut text = String::new();
     File::open("/proc/thread-self/net/dev")?.take(LARGEST).read_to_string(&mut text)?;
+    Ok(parse(&text))
+}
+
+/// Through `/proc/PID/net/dev`, if the process is in the namespace that is pinned at `pinned`.
+pub(super) fn of_process(pid: u32, pinned: &Path) -> io::Result<Vec<InterfaceStats>> {
+    let mut text = String::new();
+    File::open(format!("/proc/{pid}/net/dev"))?.take(LARGEST).read_to_string(&mut text)?;
+    // After the reading: a process that has taken the number since is in another namespace.
+    let (own, wanted) = (std::fs::metadata(format!("/proc/{pid}/ns/net"))?, std::fs::metadata(pinned)?);
+    if (own.dev(), own.ino()) != (wanted.dev(), wanted.ino()) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     Ok(parse(&text))
 }
 

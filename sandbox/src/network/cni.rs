@@ -9,7 +9,7 @@
 //! before anybody sees them; no plugin outlives its time or a caller that gave up. One operation per pod
 //! at a time is the caller's duty.
 
-mod answer;
+pub(crate) mod answer;
 mod attachment;
 mod cache;
 mod conf;

@@ -8,7 +8,7 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::OwnedFd,
     path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
@@ -22,6 +22,7 @@ use podhold_proto::shim::{Exited, NamespaceKind, Start, event::What};
 
 use super::{
     End, ReplyTo, Shim,
+    attach::{Owner, Stdin},
     connection::{io_failure, not_running, refused},
     create::{self, Job, Streams},
     logger::Command,
@@ -46,8 +47,8 @@ pub(super) struct Container {
     pub(super) deleters: Vec<(ReplyTo, Instant)>,
     /// To be killed and forgotten.
     pub(super) doomed: bool,
-    /// What attached clients write to: the pipe's writing end or the terminal. Kept open for them.
-    pub(super) stdin: Option<OwnedFd>,
+    /// What attached clients write to, kept open for them.
+    pub(super) stdin: Stdin,
 }
 
 pub(super) enum Phase {
@@ -131,7 +132,7 @@ impl Shim {
             reopens: Vec::new(),
             deleters: Vec::new(),
             doomed: false,
-            stdin: None,
+            stdin: Stdin::unknown(),
         };
         self.containers.insert(id, container);
     }
@@ -156,10 +157,12 @@ impl Shim {
         }
     }
 
-    fn make_creation(&self, id: &ContainerId, call: &Start) -> Result<(Creation, Option<OwnedFd>), String> {
+    fn make_creation(&self, id: &ContainerId, call: &Start) -> Result<(Creation, Stdin), String> {
         let join = call.join.iter().map(|join| self.open_namespace(join)).collect::<Result<_, _>>()?;
         let (near, far) = report::pair().map_err(|error| format!("socket pair: {error}"))?;
-        let (streams, stdin) = if call.tty { (Streams::Terminal, None) } else { self.pipes(id, call.stdin)? };
+        let (streams, file) = if call.tty { (Streams::Terminal, None) } else { self.pipes(id, call.stdin)? };
+        let owner = if call.stdin { Owner::Free } else { Owner::Missing };
+        let stdin = Stdin { owner, once: call.stdin_once, file, terminal: call.tty };
         let state = self.layout.libcontainer(&self.pod);
         let job = Job { id: id.clone(), bundle: self.bundle(id), state, join, streams, report: far };
         let creator = create::start(&job, &create::temporary(&self.layout, &self.pod, id))
@@ -199,6 +202,11 @@ impl Shim {
     ) -> Result<(LinuxNamespaceType, OwnedFd), String> {
         let holder = self.holder.as_ref().ok_or("the pod has not been opened")?;
         let (kind, name) = match join.kind() {
+            NamespaceKind::User => {
+                let space = self.user_space.as_ref().ok_or("the pod has no user namespace of its own")?;
+                let user = space.user.try_clone().map_err(|error| error.to_string())?;
+                return Ok((LinuxNamespaceType::User, user));
+            }
             NamespaceKind::Ipc => (LinuxNamespaceType::Ipc, "ipc"),
             NamespaceKind::Uts => (LinuxNamespaceType::Uts, "uts"),
             NamespaceKind::Pid => (LinuxNamespaceType::Pid, "pid"),
@@ -244,7 +252,7 @@ impl Shim {
                     creation.failure.get_or_insert(words);
                 }
                 Heard::Report(Report::Terminal, Some(terminal)) => {
-                    container.stdin = Some(terminal);
+                    container.stdin.file = Some(terminal);
                     self.hand_over_terminal(id);
                 }
                 Heard::Report(Report::Terminal, None) => {
@@ -255,7 +263,8 @@ impl Shim {
     }
 
     fn hand_over_terminal(&mut self, id: &ContainerId) {
-        let Some(terminal) = self.containers.get(id).and_then(|container| container.stdin.as_ref()) else {
+        let Some(terminal) = self.containers.get(id).and_then(|container| container.stdin.file.as_ref())
+        else {
             return;
         };
         let handed = self.hand_to_logger(id, &[terminal]);
@@ -356,9 +365,11 @@ impl Shim {
         let Some(container) = self.containers.get_mut(id) else { return };
         let Phase::Draining { started, exit, .. } = &container.phase else { return };
         let (started, exit) = (*started, exit.clone());
+        let code = exit.code;
         let event = exited(id, &exit);
         container.phase = Phase::Exited { started, exit };
-        container.stdin = None;
+        container.stdin.file = None;
+        self.end_attachments(id, code);
         self.event(event);
     }
 
@@ -390,12 +401,6 @@ impl Shim {
         for to in deleters {
             self.reply(to, io_failure("end the container's processes", &timed_out));
         }
-    }
-
-    /// What attached clients write to.
-    #[expect(dead_code, reason = "the seam for attach")]
-    pub(super) fn stdin(&self, id: &ContainerId) -> Option<BorrowedFd<'_>> {
-        self.containers.get(id)?.stdin.as_ref().map(AsFd::as_fd)
     }
 }
 

@@ -20,11 +20,17 @@ use libcontainer::{
     workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError},
 };
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{
+    LinuxCapabilities, LinuxIdMapping, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
+    LinuxSeccompFilterFlag, Spec,
+};
 
 use super::{
+    capability,
+    device_directory::{self, DeviceDirectory},
+    overmount, propagation,
     report::{self, Report},
-    seccomp, workload,
+    seccomp, stage, workload,
 };
 use crate::{ContainerId, Layout, PodId, sys, wire};
 
@@ -59,6 +65,12 @@ pub(super) fn temporary(layout: &Layout, pod: &PodId, id: &ContainerId) -> PathB
     layout.libcontainer(pod).join(format!("{id}.bundle"))
 }
 
+/// Where the creator mounts sources of binds in its own mount namespace. Never inside [`temporary`], which
+/// is removed with all that is in it.
+pub(super) fn staging(temporary: &Path) -> PathBuf {
+    temporary.with_extension("mounts")
+}
+
 /// Forks the creator.
 pub(super) fn start(job: &Job, temporary: &Path) -> std::io::Result<Pid> {
     let mut keep: Vec<RawFd> = vec![0, 1, 2, job.report.as_raw_fd()];
@@ -89,22 +101,51 @@ fn create(job: &Job, temporary: &Path) -> Result<(), String> {
     let cgroup = linux.cgroups_path().as_ref().and_then(|path| path.to_str());
     let cgroup = cgroup.filter(|path| podhold_cgroups::CgroupPath::parse(path).is_ok());
     let cgroup = cgroup.ok_or("config.json: linux.cgroupsPath must name a cgroup, such as /pods/a")?;
-    report::tell(&job.report, &Report::Cgroup(cgroup.to_owned()), &[]);
-    adapt(&mut spec, job)?;
+    let cgroup = cgroup.to_owned();
+    report::tell(&job.report, &Report::Cgroup(cgroup.clone()), &[]);
+    let confinement = adapt(&mut spec, job)?;
+    let devices = device_directory::take(&mut spec)?.map(|directory| (directory, cgroup));
+    if let Streams::Files(files) = &job.streams {
+        let map = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().as_deref());
+        let user = spec.process().as_ref().map_or(0, |process| process.user().uid());
+        own_streams(map.unwrap_or_default(), user, files)?;
+    }
+    if let Some((_, user)) = job.join.iter().find(|(kind, _)| *kind == LinuxNamespaceType::User) {
+        if devices.is_some() {
+            return Err("/dev of a pod with users of its own cannot be replaced".into());
+        }
+        stage::enter(&mut spec, user, &[&job.bundle, &job.state])?;
+        return save_and_run(job, &spec, temporary, Extra { confinement, devices });
+    }
+    let staged = propagation::stage(&mut spec, &staging(temporary))?;
+    let ran = save_and_run(job, &spec, temporary, Extra { confinement, devices });
+    if let Some(staged) = staged {
+        staged.finish();
+    }
+    ran
+}
 
+/// What is left to us beside libcontainer.
+struct Extra {
+    confinement: Option<Confinement>,
+    /// With the container's cgroup.
+    devices: Option<(DeviceDirectory, String)>,
+}
+
+fn save_and_run(job: &Job, spec: &Spec, temporary: &Path, extra: Extra) -> Result<(), String> {
     let _ = fs::remove_dir_all(temporary);
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(temporary);
     made.map_err(|error| format!("{}: {error}", temporary.display()))?;
     let config = temporary.join("config.json");
     spec.save(&config).map_err(|error| format!("{}: {}", config.display(), chain(&error)))?;
-    run_libcontainer(job, temporary)
+    run_libcontainer(job, temporary, extra)
 }
 
-fn run_libcontainer(job: &Job, temporary: &Path) -> Result<(), String> {
+fn run_libcontainer(job: &Job, temporary: &Path, extra: Extra) -> Result<(), String> {
     let report = Rc::new(job.report.try_clone().map_err(|error| error.to_string())?);
     let words = |error: libcontainer::error::LibcontainerError| chain(&error);
     let mut builder = ContainerBuilder::new(job.id.to_string(), SyscallType::default())
-        .with_executor(Workload { report })
+        .with_executor(Workload { report, confinement: extra.confinement.map(Rc::new) })
         .with_root_path(&job.state)
         .map_err(words)?;
     let mut console = None;
@@ -132,14 +173,42 @@ fn run_libcontainer(job: &Job, temporary: &Path) -> Result<(), String> {
         let terminal = received.and_then(|(_, mut files)| files.pop()).ok_or("the terminal did not come")?;
         report::tell(&job.report, &Report::Terminal, &[std::os::fd::AsFd::as_fd(&terminal)]);
     }
+    if let Some((devices, cgroup)) = &extra.devices {
+        devices.place(pid.as_raw(), cgroup)?;
+    }
     let at = SystemTime::now();
     container.start().map_err(words)?;
     report::tell(&job.report, &Report::Started(at), &[]);
     Ok(())
 }
 
-/// Fits the spec to this machine and to what the daemon leaves to the shim.
-fn adapt(spec: &mut Spec, job: &Job) -> Result<(), String> {
+/// What libcontainer is not asked to do, since it would compile the seccomp profile anew: without
+/// no_new_privs a filter is loaded before the capabilities go, so these are left to us too.
+struct Confinement {
+    program: Vec<u8>,
+    flags: Vec<LinuxSeccompFilterFlag>,
+    capabilities: Option<LinuxCapabilities>,
+    no_new_privileges: bool,
+}
+
+impl Confinement {
+    /// The last steps before the workload, in the same order as those of an exec.
+    fn enter(&self) -> Result<(), String> {
+        self.capabilities.as_ref().map_or(Ok(()), capability::bound)?;
+        if !self.no_new_privileges {
+            capability::raise()?;
+            seccomp::load(&self.program, &self.flags)?;
+        }
+        self.capabilities.as_ref().map_or(Ok(()), capability::take)?;
+        if self.no_new_privileges {
+            seccomp::load(&self.program, &self.flags)?;
+        }
+        Ok(())
+    }
+}
+
+/// Fits the spec to this machine and to what the daemon leaves to the shim; gives what it takes out.
+fn adapt(spec: &mut Spec, job: &Job) -> Result<Option<Confinement>, String> {
     let mut root = spec.root().clone().ok_or("config.json: root is missing")?;
     root.set_path(job.bundle.join(root.path()));
     spec.set_root(Some(root));
@@ -151,10 +220,11 @@ fn adapt(spec: &mut Spec, job: &Job) -> Result<(), String> {
         namespaces.push(joined(*kind, fd)?);
     }
     linux.set_namespaces(Some(namespaces));
-    if let Some(mut profile) = linux.seccomp().clone() {
-        seccomp::adapt(&mut profile)?;
-        linux.set_seccomp(Some(profile));
-    }
+    let mut profile = linux.seccomp().clone();
+    let program = if profile.is_some() { seccomp::program(&job.bundle)? } else { None };
+    let ready = profile.take_if(|_| program.is_some()).zip(program);
+    profile.as_mut().map(seccomp::adapt).transpose()?;
+    linux.set_seccomp(profile);
     spec.set_linux(Some(linux));
 
     let mut process = spec.process().clone().ok_or("config.json: process is missing")?;
@@ -168,7 +238,30 @@ fn adapt(spec: &mut Spec, job: &Job) -> Result<(), String> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err("config.json: process.args is empty: name a program".into());
     }
+    let confinement = ready.map(|(profile, program)| Confinement {
+        program,
+        flags: profile.flags().clone().unwrap_or_default(),
+        capabilities: process.capabilities().clone(),
+        no_new_privileges: process.no_new_privileges().unwrap_or(false),
+    });
+    if confinement.is_some() {
+        process.set_capabilities(None);
+    }
     spec.set_process(Some(process));
+    Ok(confinement)
+}
+
+/// Gives the pipes among them to the user, so that the workload can open them anew as `/dev/stdout`.
+pub(super) fn own_streams(map: &[LinuxIdMapping], uid: u32, files: &[OwnedFd; 3]) -> Result<(), String> {
+    let owner = if map.is_empty() { Some(uid) } else { stage::on_host(map, uid) };
+    let owner = owner.ok_or_else(|| format!("user {uid} is not mapped in the pod's user namespace"))?;
+    for file in files {
+        let pipe = rustix::fs::fstat(file).map_err(|error| format!("look at a standard stream: {error}"))?;
+        if rustix::fs::FileType::from_raw_mode(pipe.st_mode) == rustix::fs::FileType::Fifo {
+            rustix::fs::fchown(file, Some(rustix::fs::Uid::from_raw(owner)), None)
+                .map_err(|error| format!("give a standard stream to its user: {error}"))?;
+        }
+    }
     Ok(())
 }
 
@@ -204,13 +297,14 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 #[derive(Clone)]
 struct Workload {
     report: Rc<OwnedFd>,
+    confinement: Option<Rc<Confinement>>,
 }
 
 impl Executor for Workload {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         let (args, env) = command(spec);
         let program = args.first().map_or("", String::as_str);
-        workload::check(program, &env).map_err(|words| {
+        overmount::check(spec).and_then(|()| workload::check(program, &env)).map_err(|words| {
             report::tell_failure(&self.report, &words);
             ExecutorValidationError::ArgValidationError(words)
         })
@@ -224,7 +318,8 @@ impl Executor for Workload {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let (args, env) = command(spec);
         sys::reset_signals();
-        let words = workload::execute(&args, &env);
+        let confined = self.confinement.as_ref().map_or(Ok(()), |confinement| confinement.enter());
+        let words = confined.map_or_else(|words| words, |()| workload::execute(&args, &env));
         report::tell_failure(&self.report, &words);
         Err(ExecutorError::Other(words))
     }

@@ -9,11 +9,11 @@ use std::time::SystemTime;
 use chrono::{DateTime, SecondsFormat, Utc};
 
 /// The most bytes of output in one entry.
-pub(super) const MAX_LINE: usize = 16 << 10;
+pub(crate) const MAX_LINE: usize = 16 << 10;
 
 /// Cuts one stream into entries.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     stream: &'static str,
     rest: Vec<u8>,
     /// Entries of the present line have been given out with tag P.
@@ -22,17 +22,17 @@ pub(super) struct Lines {
 
 impl Lines {
     /// For `stdout` or `stderr`.
-    pub(super) fn new(stream: &'static str) -> Self {
+    pub(crate) fn new(stream: &'static str) -> Self {
         Self { stream, rest: Vec::new(), within: false }
     }
 
     /// Whether the entries given out end with a whole line.
-    pub(super) fn at_boundary(&self) -> bool {
+    pub(crate) fn at_boundary(&self) -> bool {
         !self.within
     }
 
     /// Takes output that was read at `at` and appends the entries it completes to `to`.
-    pub(super) fn take(&mut self, mut bytes: &[u8], at: SystemTime, to: &mut Vec<u8>) {
+    pub(crate) fn take(&mut self, mut bytes: &[u8], at: SystemTime, to: &mut Vec<u8>) {
         let stamp = timestamp(at);
         while !bytes.is_empty() {
             let room = MAX_LINE - self.rest.len();
@@ -55,7 +55,7 @@ impl Lines {
     }
 
     /// Gives out what has no newline yet.
-    pub(super) fn finish(&mut self, at: SystemTime, to: &mut Vec<u8>) {
+    pub(crate) fn finish(&mut self, at: SystemTime, to: &mut Vec<u8>) {
         if !self.rest.is_empty() || self.within {
             self.entry(&timestamp(at), b'F', &[], to);
         }

@@ -123,7 +123,10 @@ impl Shim {
 
     /// libcontainer's state of the container and the creator's temporary files.
     fn remove_files(&self, id: &ContainerId) {
-        let _ = fs::remove_dir_all(create::temporary(&self.layout, &self.pod, id));
+        let temporary = create::temporary(&self.layout, &self.pod, id);
+        // Left, empty, by a creator that was cut short.
+        let _ = fs::remove_dir(create::staging(&temporary));
+        let _ = fs::remove_dir_all(temporary);
         let _ = fs::remove_dir_all(self.layout.libcontainer(&self.pod).join(id.as_str()));
     }
 

@@ -7,27 +7,27 @@
 
 use std::{
     fs,
-    io::BufReader,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
 };
 
-use caps::{CapSet, CapsHashSet};
-use libcontainer::capabilities::CapabilityExt;
 use nix::{
     sched::{CloneFlags, setns},
     sys::prctl,
     unistd::{Gid, Pid, Uid, chdir, setgroups, setresgid, setresuid, setsid},
 };
-use oci_spec::runtime::{Capabilities, LinuxCapabilities, LinuxSeccomp, PosixRlimitType, Process, Spec};
+use oci_spec::runtime::{
+    LinuxCapabilities, LinuxIdMapping, LinuxSeccomp, LinuxSeccompFilterFlag, PosixRlimitType, Process, Spec,
+};
 use rustix::pty::OpenptFlags;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
     capability,
     cgroup::Hierarchies,
-    create::{allowed_oom_score, chain},
+    create::{allowed_oom_score, chain, own_streams},
     report::{self, Report},
-    seccomp, workload,
+    seccomp, userspace, workload,
 };
 use crate::sys;
 
@@ -41,8 +41,8 @@ pub(super) struct Job<'a> {
     pub(super) cgroup: &'a str,
     /// Where cgroups are mounted.
     pub(super) hierarchies: &'a Hierarchies,
-    /// The container's `config.json`.
-    pub(super) config: PathBuf,
+    /// The container's bundle.
+    pub(super) bundle: PathBuf,
     /// What is to run.
     pub(super) process: &'a Process,
     /// Its streams; none for a terminal.
@@ -71,15 +71,42 @@ struct Identity<'a> {
     process: &'a Process,
     capabilities: Option<LinuxCapabilities>,
     no_new_privileges: bool,
-    seccomp: Option<LinuxSeccomp>,
+    filter: Option<Filter>,
+}
+
+/// The container's seccomp profile.
+enum Filter {
+    /// Compiled with the bundle.
+    Program(Vec<u8>, Vec<LinuxSeccompFilterFlag>),
+    /// Of a bundle of an earlier build: to be compiled here.
+    Profile(LinuxSeccomp),
+}
+
+/// What an exec needs of `config.json`. The rest, most of which is a profile's calls, is skipped.
+#[derive(Deserialize)]
+struct Config {
+    process: Option<Process>,
+    linux: Option<ConfigLinux>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ConfigLinux {
+    seccomp: Option<ConfigSeccomp>,
+    #[serde(default)]
+    uid_mappings: Option<Vec<LinuxIdMapping>>,
+}
+
+#[derive(Deserialize)]
+struct ConfigSeccomp {
+    flags: Option<Vec<LinuxSeccompFilterFlag>>,
 }
 
 fn help(job: &Job<'_>) -> Result<(), String> {
     prctl::set_dumpable(false).map_err(failed("protect the process"))?;
-    let spec = load(&job.config)?;
-    let own = spec.process().as_ref();
-    let mut filter = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
-    filter.as_mut().map(seccomp::adapt).transpose()?;
+    let config: Config = load(&job.bundle)?;
+    let filter = filter(&job.bundle, &config)?;
+    let own = config.process.as_ref();
     let identity = Identity {
         process: job.process,
         capabilities: job
@@ -89,14 +116,21 @@ fn help(job: &Job<'_>) -> Result<(), String> {
             .or_else(|| own.and_then(|process| process.capabilities().clone())),
         no_new_privileges: job.process.no_new_privileges().unwrap_or(false)
             || own.and_then(Process::no_new_privileges).unwrap_or(false),
-        seccomp: filter,
+        filter,
     };
     let score = job.process.oom_score_adj().or_else(|| own.and_then(Process::oom_score_adj));
     allowed_oom_score(score.unwrap_or(0));
     job.hierarchies.join(job.cgroup, job.init)?;
+    if let Some(files) = &job.files {
+        let map = config.linux.as_ref().and_then(|linux| linux.uid_mappings.as_deref());
+        own_streams(map.unwrap_or_default(), job.process.user().uid(), files)?;
+    }
     let namespaces = foreign_namespaces(job.init)?;
-    setns(&job.pidfd, namespaces).map_err(failed("join the container's namespaces"))?;
     set_limits(job.process, own)?;
+    setns(&job.pidfd, namespaces).map_err(failed("join the container's namespaces"))?;
+    if namespaces.contains(CloneFlags::CLONE_NEWUSER) {
+        userspace::become_root()?;
+    }
 
     let pid = sys::fork(CloneFlags::CLONE_PARENT, || {
         let Err(words) = become_process(job, &identity);
@@ -108,9 +142,23 @@ fn help(job: &Job<'_>) -> Result<(), String> {
     Ok(())
 }
 
-fn load(config: &Path) -> Result<Spec, String> {
-    let file = fs::File::open(config).map_err(|error| format!("{}: {error}", config.display()))?;
-    serde_json::from_reader(BufReader::new(file)).map_err(|error| format!("{}: {error}", config.display()))
+fn load<T: DeserializeOwned>(bundle: &Path) -> Result<T, String> {
+    let path = bundle.join("config.json");
+    let bytes = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    serde_json::from_slice(&bytes).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn filter(bundle: &Path, config: &Config) -> Result<Option<Filter>, String> {
+    let Some(profile) = config.linux.as_ref().and_then(|linux| linux.seccomp.as_ref()) else {
+        return Ok(None);
+    };
+    if let Some(program) = seccomp::program(bundle)? {
+        return Ok(Some(Filter::Program(program, profile.flags.clone().unwrap_or_default())));
+    }
+    let spec: Spec = load(bundle)?;
+    let mut profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
+    profile.as_mut().map(seccomp::adapt).transpose()?;
+    Ok(profile.map(Filter::Profile))
 }
 
 /// The namespaces of `init` that are not ours already: joining one's own user namespace is an error.
@@ -176,7 +224,7 @@ fn take_identity(identity: &Identity<'_>) -> Result<(), String> {
             .map_err(|error| format!("AppArmor profile {profile}: {}", chain(&error)))?;
     }
     if let Some(capabilities) = &identity.capabilities {
-        set_capabilities(CapSet::Bounding, capabilities.bounding())?;
+        capability::bound(capabilities)?;
     }
     let groups = user.additional_gids().clone().unwrap_or_default();
     let groups: Vec<Gid> = groups.into_iter().map(Gid::from_raw).collect();
@@ -185,40 +233,24 @@ fn take_identity(identity: &Identity<'_>) -> Result<(), String> {
     setresgid(gid, gid, gid).map_err(failed("set the group"))?;
     setresuid(uid, uid, uid).map_err(failed("set the user"))?;
     prctl::set_keepcaps(false).map_err(failed("keep capabilities"))?;
-    if !identity.no_new_privileges && identity.seccomp.is_some() {
+    if !identity.no_new_privileges && identity.filter.is_some() {
         // Without no_new_privs loading a filter takes CAP_SYS_ADMIN, which is about to go.
-        let permitted = caps::read(None, CapSet::Permitted).map_err(|error| error.to_string())?;
-        caps::set(None, CapSet::Effective, &permitted).map_err(|error| error.to_string())?;
+        capability::raise()?;
         load_filter(identity)?;
     }
-    let Some(capabilities) = &identity.capabilities else { return Ok(()) };
-    let permitted = caps::read(None, CapSet::Permitted).map_err(|error| error.to_string())?;
-    caps::set(None, CapSet::Effective, &permitted).map_err(|error| error.to_string())?;
-    set_capabilities(CapSet::Inheritable, capabilities.inheritable())?;
-    set_capabilities(CapSet::Effective, capabilities.effective())?;
-    set_capabilities(CapSet::Permitted, capabilities.permitted())?;
-    set_capabilities(CapSet::Ambient, capabilities.ambient())
-}
-
-/// Sets one of the sets; what this machine cannot give (it lacks it in its own bounding set) is left out.
-fn set_capabilities(set: CapSet, wanted: &Option<Capabilities>) -> Result<(), String> {
-    let wanted: CapsHashSet = wanted.iter().flatten().map(CapabilityExt::to_cap).collect();
-    let limit = match set {
-        CapSet::Bounding => CapSet::Bounding,
-        _ => CapSet::Permitted,
-    };
-    let failed = |error| format!("set the {set:?} capabilities: {error}");
-    let possible = caps::read(None, limit).map_err(failed)?;
-    let granted = wanted.intersection(&possible).copied().collect();
-    capability::set(set, &granted).map_err(failed)
+    identity.capabilities.as_ref().map_or(Ok(()), capability::take)
 }
 
 fn load_filter(identity: &Identity<'_>) -> Result<(), String> {
-    let Some(seccomp) = &identity.seccomp else { return Ok(()) };
-    if libcontainer::seccomp::is_notify(seccomp) {
+    let profile = match &identity.filter {
+        None => return Ok(()),
+        Some(Filter::Program(program, flags)) => return seccomp::load(program, flags),
+        Some(Filter::Profile(profile)) => profile,
+    };
+    if crate::seccomp::notifies(profile) {
         return Err("exec in a container whose seccomp profile notifies a listener is not supported".into());
     }
-    let loaded = libcontainer::seccomp::initialize_seccomp(seccomp);
+    let loaded = libcontainer::seccomp::initialize_seccomp(profile);
     loaded.map(drop).map_err(|error| format!("seccomp: {}", chain(&error)))
 }
 

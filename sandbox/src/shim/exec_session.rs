@@ -28,6 +28,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 
 pub(super) struct ExecSession {
     container: ContainerId,
+    /// The connection it was asked for on.
+    generation: u64,
     process: Option<Pid>,
     /// It has been reaped.
     end: Option<End>,
@@ -35,6 +37,8 @@ pub(super) struct ExecSession {
     timeout: Option<Duration>,
     deadline: Option<Instant>,
     timed_out: bool,
+    /// Whoever asked for it is gone, and it has been killed.
+    abandoned: bool,
 }
 
 enum Step {
@@ -77,7 +81,7 @@ impl Shim {
                 pidfd: pidfd(started.pid)?,
                 cgroup: &container.cgroup,
                 hierarchies: &self.hierarchies,
-                config: self.bundle(&id).join("config.json"),
+                bundle: self.bundle(&id),
                 process: &process,
                 files,
                 report: far,
@@ -89,12 +93,14 @@ impl Shim {
             Ok((helper, report)) => {
                 let session = ExecSession {
                     container: id,
+                    generation: to.generation,
                     process: None,
                     end: None,
                     step: Step::Starting { helper, report, to, terminal: None, failure: None },
                     timeout: (call.timeout_ms > 0).then(|| Duration::from_millis(call.timeout_ms)),
                     deadline: Some(Instant::now() + START_LIMIT),
                     timed_out: false,
+                    abandoned: false,
                 };
                 self.execs.insert(self.next_exec, session);
                 self.next_exec += 1;
@@ -178,6 +184,22 @@ impl Shim {
                 self.kill_exec(number);
                 self.conclude_exec(number);
             }
+        }
+    }
+
+    /// Kills the processes whose daemon is gone: nobody can be told how they end.
+    pub(super) fn settle_execs(&mut self) {
+        let generation = self.connection.as_ref().map(|_| self.generation);
+        let mut left = Vec::new();
+        for (number, session) in &mut self.execs {
+            let running = matches!(session.step, Step::Running);
+            if running && !session.abandoned && generation != Some(session.generation) {
+                session.abandoned = true;
+                left.push(*number);
+            }
+        }
+        for number in left {
+            self.kill_exec(number);
         }
     }
 

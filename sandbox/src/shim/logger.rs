@@ -5,7 +5,7 @@
 //! stream, and one buffer. When its containers end, the output that is in the pipes by then is written;
 //! a stray process that keeps a pipe open does not hold up the exit (see [`DRAIN`]).
 //!
-//! Clients that attach are to be served here: the streams pass through [`Log::take`].
+//! Clients that attach get the output from here, before it is written (see [`fanout`](super::fanout)).
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
-use super::{cri_log::Lines, report};
+use super::{cri_log::Lines, fanout::Clients, report};
 use crate::{ContainerId, sys, wire};
 
 /// How long output may still come after a container's end while some process holds its pipe open.
@@ -40,6 +40,9 @@ pub(super) enum Command {
     Open { id: ContainerId, path: Option<PathBuf> },
     /// The container's output: stdout and stderr, or the terminal alone.
     Streams { id: ContainerId },
+    /// Output from now on goes to this client as well. Comes with a socket for each stream that is set,
+    /// stdout and stderr.
+    Attach { id: ContainerId, client: u64, streams: [bool; 2] },
     /// Opens the log anew; answered by [`Answer::Reopened`].
     Reopen { id: ContainerId },
     /// The container has ended; answered by [`Answer::Drained`].
@@ -51,9 +54,21 @@ pub(super) enum Command {
 /// To the shim.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
-    Opened { id: ContainerId, error: Option<String> },
-    Reopened { id: ContainerId, error: Option<String> },
-    Drained { id: ContainerId },
+    Opened {
+        id: ContainerId,
+        error: Option<String>,
+    },
+    Reopened {
+        id: ContainerId,
+        error: Option<String>,
+    },
+    Drained {
+        id: ContainerId,
+    },
+    /// The client has left too much unread and gets nothing more.
+    TooSlow {
+        client: u64,
+    },
 }
 
 /// The shim's handle.
@@ -103,11 +118,28 @@ struct Process<'a> {
 struct Log {
     path: Option<PathBuf>,
     file: Option<File>,
-    streams: Vec<(OwnedFd, Lines)>,
+    streams: Vec<Stream>,
+    clients: Clients,
     /// The drain ends at this time.
     finish: Option<Instant>,
     /// A reopen waits for a whole line until this time.
     reopen: Option<Instant>,
+}
+
+/// One of a container's outputs.
+struct Stream {
+    fd: OwnedFd,
+    /// 0 for stdout and terminals, 1 for stderr.
+    kind: usize,
+    lines: Lines,
+}
+
+/// What poll has found something on.
+enum Ready {
+    /// The stream with this index.
+    Stream(usize),
+    /// This client is gone.
+    Client(u64),
 }
 
 impl<'a> Process<'a> {
@@ -117,25 +149,40 @@ impl<'a> Process<'a> {
 
     fn run(&mut self) {
         while self.connected || self.logs.values().any(|log| !log.streams.is_empty()) {
+            let mut slow = Vec::new();
             let ready = self.wait();
-            for (id, index) in ready.iter().rev() {
-                if let Some(log) = self.logs.get_mut(id) {
-                    log.take(*index, &mut self.buffer);
+            // First: a client that has just joined gets the answer to what it has sent.
+            self.commands();
+            for (id, ready) in ready.into_iter().rev() {
+                let Some(log) = self.logs.get_mut(&id) else { continue };
+                match ready {
+                    Ready::Stream(index) => {
+                        log.take(index, &mut self.buffer, &mut slow);
+                    }
+                    Ready::Client(client) => log.clients.leave(client),
                 }
             }
-            self.commands();
+            for client in slow {
+                self.answer(&Answer::TooSlow { client });
+            }
             self.settle();
         }
     }
 
-    /// Waits for output, a command or the next deadline; gives the streams that have something.
-    fn wait(&self) -> Vec<(ContainerId, usize)> {
+    /// Waits for output, a command, the end of a client or the next deadline; gives the streams that have
+    /// something, in order, and the clients that are gone.
+    fn wait(&self) -> Vec<(ContainerId, Ready)> {
         let mut places = Vec::new();
         let mut fds = Vec::new();
         for (id, log) in &self.logs {
-            for (index, (stream, _)) in log.streams.iter().enumerate() {
-                places.push((id.clone(), index));
-                fds.push(PollFd::new(stream, PollFlags::IN));
+            for (client, socket) in log.clients.sockets() {
+                places.push((id, Ready::Client(client)));
+                // That the other end is closed is reported always.
+                fds.push(PollFd::new(socket, PollFlags::empty()));
+            }
+            for (index, stream) in log.streams.iter().enumerate() {
+                places.push((id, Ready::Stream(index)));
+                fds.push(PollFd::new(&stream.fd, PollFlags::IN));
             }
         }
         if self.connected {
@@ -148,7 +195,7 @@ impl<'a> Process<'a> {
             return Vec::new();
         }
         let ready = fds.iter().zip(places).filter(|(fd, _)| !fd.revents().is_empty());
-        ready.map(|(_, place)| place).collect()
+        ready.map(|(_, (id, ready))| (id.clone(), ready)).collect()
     }
 
     fn commands(&mut self) {
@@ -173,8 +220,21 @@ impl<'a> Process<'a> {
                 }
                 Ok(Command::Streams { id }) => {
                     let log = self.logs.entry(id).or_default();
-                    let names = ["stdout", "stderr"].into_iter().map(Lines::new);
-                    log.streams = files.drain(..).zip(names).collect();
+                    let names = ["stdout", "stderr"].into_iter().enumerate();
+                    let stream = |(fd, (kind, name))| Stream { fd, kind, lines: Lines::new(name) };
+                    log.streams = files.drain(..).zip(names).map(stream).collect();
+                }
+                Ok(Command::Attach { id, client, streams }) => {
+                    // Of a container that has ended the client's sockets are closed here: end of file.
+                    if let Some(log) = self.logs.get_mut(&id) {
+                        let mut files = files.into_iter();
+                        let output = |kind: usize| {
+                            let file = streams[kind].then(|| files.next()).flatten();
+                            file.filter(|_| log.streams.iter().any(|stream| stream.kind == kind))
+                        };
+                        let outputs = [0, 1].map(output);
+                        log.clients.join(client, outputs);
+                    }
                 }
                 Ok(Command::Reopen { id }) => {
                     self.logs.entry(id).or_default().reopen = Some(Instant::now() + REOPEN);
@@ -191,7 +251,7 @@ impl<'a> Process<'a> {
     /// Does what has become due: swaps files, ends drains.
     fn settle(&mut self) {
         let now = Instant::now();
-        let mut answers = Vec::new();
+        let (mut answers, mut slow) = (Vec::new(), Vec::new());
         for (id, log) in &mut self.logs {
             if log.reopen.is_some_and(|until| now >= until || log.at_boundary()) {
                 log.reopen = None;
@@ -204,11 +264,12 @@ impl<'a> Process<'a> {
             }
             let over = log.finish.is_some_and(|until| now >= until || log.streams.is_empty());
             if over || (self.quitting && log.finish.is_none()) {
-                log.close(&mut self.buffer);
+                log.close(&mut self.buffer, &mut slow);
                 answers.push(Answer::Drained { id: id.clone() });
             }
         }
-        for answer in answers {
+        let slow = slow.into_iter().map(|client| Answer::TooSlow { client });
+        for answer in slow.chain(answers) {
             if let Answer::Drained { id } = &answer {
                 self.logs.remove(id);
             }
@@ -226,20 +287,29 @@ impl<'a> Process<'a> {
 
 impl Log {
     fn at_boundary(&self) -> bool {
-        self.streams.iter().all(|(_, lines)| lines.at_boundary())
+        self.streams.iter().all(|stream| stream.lines.at_boundary())
     }
 
-    /// Takes what stream `index` has, after poll said that it has something. False at its end.
-    fn take(&mut self, index: usize, buffer: &mut [u8]) -> bool {
-        let Some((stream, lines)) = self.streams.get_mut(index) else { return false };
-        // A terminal whose last process has gone answers EIO.
-        let count = rustix::io::read(&*stream, &mut *buffer).unwrap_or(0);
+    /// Takes what stream `index` has, after poll said that it has something. False at its end. Adds the
+    /// clients that could not take it to `slow`.
+    fn take(&mut self, index: usize, buffer: &mut [u8], slow: &mut Vec<u64>) -> bool {
+        let Some(stream) = self.streams.get_mut(index) else { return false };
+        let count = match rustix::io::read(&stream.fd, &mut *buffer) {
+            Ok(count) => count,
+            // A terminal is nonblocking for the sake of attached clients.
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return true,
+            // A terminal whose last process has gone answers EIO.
+            Err(_) => 0,
+        };
         let mut entries = Vec::new();
         if count == 0 {
-            lines.finish(SystemTime::now(), &mut entries);
+            stream.lines.finish(SystemTime::now(), &mut entries);
+            self.clients.end(stream.kind);
             self.streams.remove(index);
         } else {
-            lines.take(&buffer[..count], SystemTime::now(), &mut entries);
+            // First, since the disk may take its time.
+            self.clients.give(stream.kind, &buffer[..count], slow);
+            stream.lines.take(&buffer[..count], SystemTime::now(), &mut entries);
         }
         self.write(&entries);
         count > 0
@@ -253,23 +323,23 @@ impl Log {
     }
 
     /// Writes what is in the pipes now, at most what a pipe can hold by default, and closes them.
-    fn close(&mut self, buffer: &mut [u8]) {
+    fn close(&mut self, buffer: &mut [u8], slow: &mut Vec<u64>) {
         for index in (0..self.streams.len()).rev() {
             let mut looks = 0;
-            while looks < 16 && self.has_output(index) && self.take(index, buffer) {
+            while looks < 16 && self.has_output(index) && self.take(index, buffer, slow) {
                 looks += 1;
             }
         }
-        for (_, mut lines) in std::mem::take(&mut self.streams) {
+        for mut stream in std::mem::take(&mut self.streams) {
             let mut entries = Vec::new();
-            lines.finish(SystemTime::now(), &mut entries);
+            stream.lines.finish(SystemTime::now(), &mut entries);
             self.write(&entries);
         }
     }
 
     fn has_output(&self, index: usize) -> bool {
-        let Some((stream, _)) = self.streams.get(index) else { return false };
-        let mut fds = [PollFd::new(stream, PollFlags::IN)];
+        let Some(stream) = self.streams.get(index) else { return false };
+        let mut fds = [PollFd::new(&stream.fd, PollFlags::IN)];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }

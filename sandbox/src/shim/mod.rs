@@ -7,21 +7,28 @@
 //! Invariants: it reaps every child, so no exit is lost; an exit is on disk before anyone hears of it;
 //! it has no threads, which is what makes its forks safe; it never dials, the daemon does.
 
+mod attach;
 mod capability;
 mod cgroup;
 mod connection;
 mod container;
 mod create;
-mod cri_log;
+pub(crate) mod cri_log;
 mod delete;
+mod device_directory;
 mod exec;
 mod exec_session;
+mod fanout;
 mod logger;
+mod overmount;
 mod pause;
+mod propagation;
 mod reap;
 mod report;
 mod seccomp;
 mod serve;
+mod stage;
+mod userspace;
 mod workload;
 
 use std::{
@@ -43,8 +50,8 @@ use nix::{
 use rustix::event::{PollFd, PollFlags, poll};
 
 use self::{
-    cgroup::Hierarchies, connection::Connection, container::Container, delete::Closing,
-    exec_session::ExecSession, logger::Logger,
+    attach::Attachment, cgroup::Hierarchies, connection::Connection, container::Container, delete::Closing,
+    exec_session::ExecSession, logger::Logger, userspace::UserSpace,
 };
 use crate::{ContainerId, Layout, PodId, sys};
 
@@ -125,10 +132,13 @@ fn set_up(layout: Layout, pod: PodId, listener: UnixListener) -> Result<Shim, Sh
         hierarchies,
         connection: None,
         generation: 0,
+        user_space: None,
         holder: None,
         containers: BTreeMap::new(),
         execs: BTreeMap::new(),
         next_exec: 1,
+        attachments: BTreeMap::new(),
+        next_attachment: 1,
         early: HashMap::new(),
         closing: None,
         done: false,
@@ -146,10 +156,14 @@ struct Shim {
     connection: Option<Connection>,
     /// Counts connections; a reply to an earlier one is dropped.
     generation: u64,
+    /// The pod's own, made before it is opened.
+    user_space: Option<UserSpace>,
     holder: Option<Holder>,
     containers: BTreeMap<ContainerId, Container>,
     execs: BTreeMap<u64, ExecSession>,
     next_exec: u64,
+    attachments: BTreeMap<u64, Attachment>,
+    next_attachment: u64,
     /// Children that ended while some process was being made, and may turn out to be that process.
     early: HashMap<Pid, End>,
     closing: Option<Closing>,
@@ -192,6 +206,7 @@ enum Source {
     Logger,
     Creation(ContainerId),
     Exec(u64),
+    Attachment(u64),
 }
 
 impl Shim {
@@ -232,6 +247,10 @@ impl Shim {
                 fds.push(PollFd::new(report, PollFlags::IN));
             }
         }
+        for (number, attachment) in &self.attachments {
+            sources.push(Source::Attachment(*number));
+            fds.push(PollFd::new(attachment.socket(), attachment.interest()));
+        }
         let left = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
         let left = left.and_then(|left| rustix::event::Timespec::try_from(left).ok());
         match poll(&mut fds, left.as_ref()) {
@@ -254,6 +273,7 @@ impl Shim {
             Source::Logger => self.hear_logger(),
             Source::Creation(id) => self.hear_creation(id),
             Source::Exec(id) => self.hear_exec(*id),
+            Source::Attachment(number) => self.hear_attachment(*number),
         }
     }
 
@@ -293,6 +313,7 @@ impl Shim {
 
     /// Goes on with what waits for children to be gone, and sends what is to be sent.
     fn settle(&mut self) {
+        self.settle_execs();
         self.settle_deletions();
         self.settle_closing();
         if self.execs.values().all(|exec| exec.report().is_none())

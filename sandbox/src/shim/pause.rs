@@ -5,9 +5,10 @@
 //! nothing of the host's.
 
 use std::{
+    convert::Infallible,
     fs::File,
     io::{self, Write},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -16,23 +17,41 @@ use caps::{CapSet, CapsHashSet};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns},
-    unistd::{Pid, chdir, fexecve, pivot_root},
+    unistd::{Pid, chdir, fchdir, fexecve, pivot_root},
 };
 use podhold_proto::shim::OpenPod;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
 
 use super::{
     capability,
     report::{self, Heard, Report},
+    userspace,
 };
 use crate::{sealed, sys};
 
 /// How long the way to pause's exec may take: no step of it waits for anything outside the kernel.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Starts pause as asked. `directory` exists and serves as a mount point within pause's own mount
-/// namespace. The error is in words.
-pub(super) fn start(pod: &OpenPod, directory: &Path) -> Result<Pid, String> {
-    let sysctls = checked_sysctls(pod)?;
+/// What pause is made from.
+struct Job<'a> {
+    pod: &'a OpenPod,
+    sysctls: Vec<(PathBuf, &'a str)>,
+    netns: Option<File>,
+    /// The user namespace it belongs to.
+    user: Option<&'a OwnedFd>,
+    /// A mount point within pause's own mount namespace.
+    directory: &'a Path,
+    program: OwnedFd,
+    /// To the shim.
+    report: OwnedFd,
+}
+
+/// Starts pause as asked, in the user namespace `user` when there is one. `directory` exists and serves
+/// as a mount point within pause's own mount namespace. The error is in words.
+pub(super) fn start(pod: &OpenPod, user: Option<&OwnedFd>, directory: &Path) -> Result<Pid, String> {
+    if pod.in_user_namespace != user.is_some() {
+        return Err("the pod's user namespace has not been made, or is not wanted any more".into());
+    }
     let netns = match pod.netns.as_str() {
         "" => None,
         path => Some(File::open(path).map_err(|error| format!("network namespace {path}: {error}"))?),
@@ -41,84 +60,139 @@ pub(super) fn start(pod: &OpenPod, directory: &Path) -> Result<Pid, String> {
     let program = sealed::program("podhold-pause", &mut image)
         .map_err(|error| format!("memory file of pause: {error}"))?;
     let (near, far) = report::pair().map_err(|error| format!("socket pair: {error}"))?;
-
-    let mut flags = CloneFlags::CLONE_NEWNS;
-    flags.set(CloneFlags::CLONE_NEWIPC, pod.own_ipc);
-    flags.set(CloneFlags::CLONE_NEWUTS, !pod.hostname.is_empty());
-    flags.set(CloneFlags::CLONE_NEWPID, pod.shared_pid);
-    let pid = sys::fork(flags, || {
-        let Err(words) = become_pause(pod, &sysctls, netns.as_ref(), directory, (&program, &far));
-        report::tell_failure(&far, &words);
-        1
-    })
-    .map_err(|error| format!("fork pause: {error}"))?;
-    drop(far);
-    await_exec(&near).inspect_err(|_| {
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        let _ = nix::sys::wait::waitpid(pid, None);
-    })?;
-    Ok(pid)
+    let job = Job { pod, sysctls: checked_sysctls(pod)?, netns, user, directory, program, report: far };
+    let forked = match user {
+        None => fork(&job, CloneFlags::empty()).map(Some),
+        Some(user) => fork_within(&job, user).map(|()| None),
+    };
+    let pid = forked.map_err(|error| format!("fork pause: {error}"))?;
+    drop(job);
+    await_exec(&near, pid)
 }
 
-fn await_exec(near: &OwnedFd) -> Result<(), String> {
+fn fork(job: &Job<'_>, more: CloneFlags) -> io::Result<Pid> {
+    let mut flags = CloneFlags::CLONE_NEWNS | more;
+    flags.set(CloneFlags::CLONE_NEWIPC, job.pod.own_ipc);
+    flags.set(CloneFlags::CLONE_NEWUTS, !job.pod.hostname.is_empty());
+    flags.set(CloneFlags::CLONE_NEWPID, job.pod.shared_pid);
+    sys::fork(flags, || {
+        let Err(words) = become_pause(job);
+        report::tell_failure(&job.report, &words);
+        1
+    })
+}
+
+/// By way of a helper, since namespaces belong to the user namespace that their maker is in; pause is the
+/// helper's sibling, so a child of the shim.
+fn fork_within(job: &Job<'_>, user: &OwnedFd) -> io::Result<()> {
+    let helper = sys::fork(CloneFlags::empty(), || {
+        // While the host's permissions are there.
+        set_oom_score(job.pod);
+        let forked = setns(user, CloneFlags::CLONE_NEWUSER)
+            .map_err(io::Error::from)
+            .and_then(|()| fork(job, CloneFlags::CLONE_PARENT));
+        match forked {
+            Ok(pid) => report::tell(&job.report, &Report::Process(pid.as_raw()), &[]),
+            Err(error) => {
+                report::tell_failure(&job.report, &format!("fork pause in its user namespace: {error}"));
+            }
+        }
+        0
+    })?;
+    nix::sys::wait::waitpid(helper, None).map(drop).map_err(io::Error::from)
+}
+
+/// Waits until pause runs; `pid` is known already unless a helper tells it.
+fn await_exec(near: &OwnedFd, mut pid: Option<Pid>) -> Result<Pid, String> {
     let until = Instant::now() + LIMIT;
-    loop {
+    let failure = loop {
         match report::hear(near) {
-            Heard::End => return Ok(()),
-            Heard::Report(Report::Failed(words), _) => return Err(words),
+            Heard::End => match pid {
+                Some(pid) => return Ok(pid),
+                None => break "the process that starts pause has died".to_owned(),
+            },
+            Heard::Report(Report::Failed(words), _) => break words,
+            Heard::Report(Report::Process(told), _) => pid = Some(Pid::from_raw(told)),
             Heard::Report(..) => {}
             Heard::Nothing => {
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    return Err(format!("pause did not start within {LIMIT:?}"));
+                    break format!("pause did not start within {LIMIT:?}");
                 }
                 let left = rustix::event::Timespec::try_from(left).ok();
                 let mut fds = [rustix::event::PollFd::new(near, rustix::event::PollFlags::IN)];
                 let _ = rustix::event::poll(&mut fds, left.as_ref());
             }
         }
+    };
+    // One that fails before the helper has told its number ends by itself and is reaped like any child.
+    if let Some(pid) = pid {
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(pid, None);
     }
+    Err(failure)
 }
 
-fn become_pause(
-    pod: &OpenPod,
-    sysctls: &[(PathBuf, &str)],
-    netns: Option<&File>,
-    directory: &Path,
-    (program, far): (&OwnedFd, &OwnedFd),
-) -> Result<std::convert::Infallible, String> {
+fn set_oom_score(pod: &OpenPod) {
     // Cannot be lower than the shim's own without CAP_SYS_RESOURCE: then the shim's stays.
     let _ = std::fs::write("/proc/self/oom_score_adj", pod.pause_oom_score_adj.to_string());
-    if let Some(netns) = netns {
-        setns(netns, CloneFlags::CLONE_NEWNET).map_err(failed("join the network namespace"))?;
-    }
-    if !pod.hostname.is_empty() {
-        nix::unistd::sethostname(&pod.hostname).map_err(failed("set the host name"))?;
-    }
-    for (path, value) in sysctls {
-        write_sysctl(path, value)?;
-    }
-    enter_empty_root(directory)?;
-    give_up_privileges()?;
-    sys::close_fds_except(&[program.as_raw_fd(), far.as_raw_fd()]);
-    let name = c"podhold-pause";
-    fexecve(program.as_raw_fd(), &[name], &[c""; 0]).map_err(failed("execute pause"))
 }
 
-/// A private mount namespace with an empty, read-only tmpfs as its only mount.
-fn enter_empty_root(directory: &Path) -> Result<(), String> {
+fn become_pause(job: &Job<'_>) -> Result<Infallible, String> {
+    // In pause's own mount namespace, and while it may walk there.
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let directory = rustix::fs::open(job.directory, flags, rustix::fs::Mode::empty())
+        .map_err(|error| format!("{}: {}", job.directory.display(), io::Error::from(error)))?;
+    match job.user {
+        None => set_oom_score(job.pod),
+        Some(_) => userspace::become_root()?,
+    }
+    if let Some(netns) = &job.netns {
+        setns(netns, CloneFlags::CLONE_NEWNET).map_err(failed("join the network namespace"))?;
+    }
+    if !job.pod.hostname.is_empty() {
+        nix::unistd::sethostname(&job.pod.hostname).map_err(failed("set the host name"))?;
+    }
+    for (path, value) in &job.sysctls {
+        write_sysctl(path, value)?;
+    }
+    enter_empty_root(&directory)?;
+    give_up_privileges()?;
+    let program = job.program.as_raw_fd();
+    sys::close_fds_except(&[program, job.report.as_raw_fd()]);
+    let name = c"podhold-pause";
+    fexecve(program, &[name], &[c""; 0]).map_err(failed("execute pause"))
+}
+
+/// A private mount namespace with an empty, read-only tmpfs as its only mount. All by descriptors: root of
+/// a user namespace may not walk the host's directories.
+fn enter_empty_root(directory: &OwnedFd) -> Result<(), String> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .map_err(failed("make the mounts private"))?;
-    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let options = "size=0k,nr_inodes=2,mode=0555";
-    mount(Some("podhold-pause"), directory, Some("tmpfs"), flags, Some(options))
-        .map_err(failed("mount the empty root"))?;
-    chdir(directory).map_err(failed("enter the empty root"))?;
+    let root = empty_tmpfs().map_err(|error| format!("make the empty root: {error}"))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(root.as_fd(), "", directory.as_fd(), "", flags)
+        .map_err(|error| format!("mount the empty root: {}", io::Error::from(error)))?;
+    fchdir(root.as_raw_fd()).map_err(failed("enter the empty root"))?;
     // Both arguments the same: the old root comes to lie on top and is unmounted; see pivot_root(2).
     pivot_root(".", ".").map_err(failed("pivot into the empty root"))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(failed("unmount the old root"))?;
     chdir("/").map_err(failed("enter the empty root"))
+}
+
+fn empty_tmpfs() -> io::Result<OwnedFd> {
+    let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [("source", "podhold-pause"), ("size", "0k"), ("nr_inodes", "2"), ("mode", "0555")] {
+        rustix::mount::fsconfig_set_string(context.as_fd(), key, value)?;
+    }
+    rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
 fn give_up_privileges() -> Result<(), String> {

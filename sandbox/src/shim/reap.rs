@@ -79,6 +79,7 @@ impl Shim {
             match holder.logger.hear() {
                 Some(Answer::Opened { id, error }) => self.log_opened(&id, error),
                 Some(Answer::Drained { id }) => self.drained(&id),
+                Some(Answer::TooSlow { client }) => self.attachment_too_slow(client),
                 Some(Answer::Reopened { id, error }) => {
                     let waiting = self.containers.get_mut(&id).map(|c| std::mem::take(&mut c.reopens));
                     for (to, _) in waiting.into_iter().flatten() {

@@ -1,6 +1,15 @@
-//! What libcontainer makes of a seccomp profile, put right.
+//! Seccomp profiles on their way into the kernel: the program that lies in the bundle, and what
+//! libcontainer makes of a profile, put right.
 
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompArgBuilder, LinuxSeccompOperator};
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompArgBuilder, LinuxSeccompFilterFlag, LinuxSeccompOperator};
+
+use crate::{bundle, sys};
 
 /// Fits a profile to libcontainer 0.7.0, which exchanges mask and value of `SCMP_CMP_MASKED_EQ`: in OCI
 /// (config-linux, seccomp) `value` is the mask and `valueTwo`, 0 when absent, what must remain. Left
@@ -24,4 +33,35 @@ pub(super) fn adapt(profile: &mut LinuxSeccomp) -> Result<(), String> {
     }
     profile.set_syscalls(Some(rules));
     Ok(())
+}
+
+/// The kernel takes at most 4096 instructions (BPF_MAXINSNS) of eight bytes.
+const LONGEST: u64 = 4096 * 8;
+
+/// The program that was compiled with the bundle; `None` of a bundle that has none.
+pub(super) fn program(bundle: &Path) -> Result<Option<Vec<u8>>, String> {
+    let path = bundle.join(bundle::SECCOMP_PROGRAM);
+    let failed = |error: io::Error| format!("{}: {error}", path.display());
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed)?,
+    };
+    let mut bytes = Vec::new();
+    file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(Some(bytes))
+}
+
+/// Puts this process under the program of a profile that has these flags. It needs no_new_privs or CAP_SYS_ADMIN.
+pub(super) fn load(program: &[u8], flags: &[LinuxSeccompFilterFlag]) -> Result<(), String> {
+    let flags = flags.iter().fold(0, |flags, flag| {
+        flags
+            | match flag {
+                LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+                LinuxSeccompFilterFlag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC,
+                LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+                // Concerns a listener alone, and there is none.
+                LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
+            }
+    });
+    sys::load_filter(program, flags).map_err(|error| format!("seccomp: load the filter: {error}"))
 }

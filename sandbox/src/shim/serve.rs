@@ -37,6 +37,7 @@ impl Shim {
         }
         match call {
             Call::Hello(hello) => self.hello(to, &hello),
+            Call::MakeNamespaces(call) => self.make_namespaces(to, call),
             Call::OpenPod(pod) => self.open_pod(to, &pod),
             Call::Start(start) => {
                 self.with_container(to, &start.container, |shim, id| shim.start(to, id, &start))
@@ -48,6 +49,9 @@ impl Shim {
             Call::Exec(exec) => {
                 self.with_container(to, &exec.container, |shim, id| shim.exec(to, id, &exec, files));
             }
+            Call::Attach(attach) => self.with_container(to, &attach.container, |shim, id| {
+                shim.attach(to, &id, &attach, files);
+            }),
             Call::KillExec(call) => {
                 self.kill_exec(call.exec);
                 self.reply(to, done());
@@ -84,7 +88,7 @@ impl Shim {
         let holder = self.holder.as_ref();
         let reply = HelloReply {
             version: wire::VERSION,
-            features: Vec::new(),
+            features: vec![wire::ATTACH.to_owned(), wire::USER_NAMESPACES.to_owned()],
             pause_pid: holder.map_or(0, |holder| holder.pause.as_raw().unsigned_abs()),
             pause_ended: holder.is_some_and(|holder| holder.pause_ended),
             shim_pid: std::process::id(),
@@ -99,7 +103,8 @@ impl Shim {
                 Ok(logger) => logger,
                 Err(error) => return self.reply(to, io_failure("start the logger", &error)),
             };
-            match pause::start(pod, &directory) {
+            let user = self.user_space.as_ref().map(|space| &space.user);
+            match pause::start(pod, user, &directory) {
                 Ok(pause) => {
                     let shared_pid = pod.shared_pid;
                     let (logger_silent, logger_ended) = (false, false);

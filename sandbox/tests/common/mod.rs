@@ -101,6 +101,7 @@ impl Host {
         PodSpec {
             id: self.pod.clone(),
             netns: None,
+            in_user_namespace: false,
             hostname: Some("pod-host".into()),
             own_ipc: true,
             shared_pid: false,

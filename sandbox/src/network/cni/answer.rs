@@ -12,10 +12,10 @@ const LONGEST_TEXT: usize = 4096;
 
 /// A checked result.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Answer {
-    pub(super) interfaces: Vec<Interface>,
+pub(crate) struct Answer {
+    pub(crate) interfaces: Vec<Interface>,
     addresses: Vec<Address>,
-    pub(super) dns: Dns,
+    pub(crate) dns: Dns,
 }
 
 /// An interface a plugin made.
@@ -50,7 +50,7 @@ struct Address {
 
 impl Answer {
     /// Takes any version's result. The error says what is wrong.
-    pub(super) fn parse(value: &Value) -> Result<Self, String> {
+    pub(crate) fn parse(value: &Value) -> Result<Self, String> {
         let object = value.as_object().ok_or("it is not a JSON object")?;
         let interfaces = list(object, "interfaces")?.iter().map(interface).collect::<Result<Vec<_>, _>>()?;
         let mut addresses = Vec::new();
@@ -71,7 +71,7 @@ impl Answer {
     }
 
     /// The addresses of the pod's interface `name`, in order, without repetition.
-    pub(super) fn addresses_of(&self, name: &str) -> Vec<IpAddr> {
+    pub(crate) fn addresses_of(&self, name: &str) -> Vec<IpAddr> {
         let ours = |address: &Address| match address.interface.and_then(|index| self.interfaces.get(index)) {
             Some(interface) => interface.name == name && !interface.sandbox.is_empty(),
             None => true,
