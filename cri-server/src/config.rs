@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -38,6 +39,8 @@ pub struct Config {
     pub image: ImageConfig,
     /// The pods' shims.
     pub shim: ShimConfig,
+    /// Where exec, attach and port-forward are served.
+    pub streaming: StreamingConfig,
 }
 
 /// Section `[cgroups]`.
@@ -92,6 +95,17 @@ pub struct ShimConfig {
     pub binary: PathBuf,
 }
 
+/// Section `[streaming]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StreamingConfig {
+    /// The address the kubelet reaches this host at; what is served there is not encrypted, so other
+    /// hosts should not reach it.
+    pub address: IpAddr,
+    /// TCP port; 0 is one that is free.
+    pub port: u16,
+}
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -135,7 +149,14 @@ impl Default for Config {
             cni: CniConfig::default(),
             image: ImageConfig::default(),
             shim: ShimConfig::default(),
+            streaming: StreamingConfig::default(),
         }
+    }
+}
+
+impl Default for StreamingConfig {
+    fn default() -> Self {
+        Self { address: Ipv4Addr::LOCALHOST.into(), port: 0 }
     }
 }
 
@@ -219,6 +240,10 @@ impl Config {
                 "give a number from 1 to 64",
             );
         }
+        if self.streaming.address.is_unspecified() {
+            let reason = "clients cannot connect to it; give one address of this host";
+            return refuse("streaming.address", &self.streaming.address, reason);
+        }
         if self.cni.timeout_seconds == 0 {
             return refuse("cni.timeout_seconds", &0, "give a positive number of seconds");
         }
@@ -241,6 +266,11 @@ impl Config {
         } else {
             self.socket.clone()
         }
+    }
+
+    /// Where exec, attach and port-forward are served.
+    pub fn streaming_address(&self) -> SocketAddr {
+        SocketAddr::new(self.streaming.address, self.streaming.port)
     }
 
     /// The cgroup driver.
@@ -347,6 +377,7 @@ mod tests {
             "socket = \"podhold.sock\"",
             "[cgroups]\ndriver = \"systemd\"",
             "[shim]\nbinary = \"podhold-shim\"",
+            "[streaming]\naddress = \"0.0.0.0\"",
         ] {
             let config: Config = toml::from_str(text).unwrap();
             assert!(config.checked().is_err(), "{text}");

@@ -3,9 +3,12 @@
 use std::{error::Error as StdError, sync::Arc};
 
 use podhold_cgroups::{CgroupError, InvalidCgroupPath};
-use podhold_image::{ErrorKind, ImageError};
+use podhold_image::{ErrorKind, ImageError, SnapshotError};
 use podhold_sandbox::{launch::LaunchError, network::cni::CniError};
 use tonic::{Code, Status};
+
+/// The longest message that is answered, in characters.
+const LONGEST_MESSAGE: usize = 800;
 
 /// The result of a verb.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -96,6 +99,14 @@ impl Error {
         Self::Failed { operation: operation.into(), code, cause: chain(source).into() }
     }
 
+    /// A root filesystem that could not be made.
+    pub fn snapshot(what: &str, source: SnapshotError) -> Self {
+        match source {
+            SnapshotError::Unsupported { .. } => Self::Precondition(format!("{what}: {source}")),
+            other => Self::failed(what, &other),
+        }
+    }
+
     /// The gRPC code the caller sees.
     pub fn code(&self) -> Code {
         match self {
@@ -123,21 +134,32 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
     text
 }
 
+/// A message without control characters, and without the middle of what is too long: it travels in a
+/// header, and one that does not fit ends the connection with every call on it.
+fn readable(message: String) -> String {
+    let plain: String = message.chars().filter(|c| !c.is_control() || *c == '\n').collect();
+    let count = plain.chars().count();
+    if count <= LONGEST_MESSAGE {
+        return plain;
+    }
+    let begin: String = plain.chars().take(LONGEST_MESSAGE / 2).collect();
+    let end: String = plain.chars().skip(count - LONGEST_MESSAGE / 4).collect();
+    format!("{begin} [...] {end}")
+}
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        Status::new(error.code(), error.to_string())
+        Status::new(error.code(), readable(error.to_string()))
     }
 }
 
 impl From<LaunchError> for Error {
     fn from(error: LaunchError) -> Self {
         match &error {
-            LaunchError::Gone { .. } | LaunchError::NotRunning { .. } => Self::Precondition(chain(&error)),
-            LaunchError::Refused(_) => Self::Failed {
-                operation: "the shim refused".into(),
-                code: Code::Unknown,
-                cause: chain(&error).into(),
-            },
+            LaunchError::Gone { .. }
+            | LaunchError::NotRunning { .. }
+            | LaunchError::Refused(_)
+            | LaunchError::TooOld { .. } => Self::Precondition(chain(&error)),
             _ => Self::failed("shim", &error),
         }
     }
@@ -152,8 +174,31 @@ impl From<CgroupError> for Error {
             CgroupError::NoController { .. } | CgroupError::Missing(_) => Code::FailedPrecondition,
             _ => Code::Internal,
         };
-        Self::Failed { operation: "cgroup".into(), code, cause: chain(&error).into() }
+        let operation = match &error {
+            CgroupError::Invalid { field, .. }
+            | CgroupError::Refused { field, .. }
+            | CgroupError::NoController { field, .. } => limit(field),
+            _ => "cgroup".into(),
+        };
+        Self::Failed { operation, code, cause: chain(&error).into() }
     }
+}
+
+/// The field of the CRI that an OCI limit comes from.
+fn limit(field: &str) -> String {
+    let name = match field {
+        "memory" | "memory.limit" => "memory_limit_in_bytes",
+        "memory.swap" => "memory_swap_limit_in_bytes",
+        "cpu.shares" => "cpu_shares",
+        "cpu.quota" => "cpu_quota",
+        "cpu.period" => "cpu_period",
+        "cpu.cpus" => "cpuset_cpus",
+        "cpu.mems" => "cpuset_mems",
+        other if other.starts_with("hugepage") => "hugepage_limits",
+        other if other.starts_with("unified") => "unified",
+        other => other,
+    };
+    format!("linux.resources.{name}")
 }
 
 impl From<CniError> for Error {
@@ -171,5 +216,21 @@ impl From<CniError> for Error {
 impl From<InvalidCgroupPath> for Error {
     fn from(error: InvalidCgroupPath) -> Self {
         Self::invalid("linux.cgroup_parent", format!("{:?}: {}", error.path, error.reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_fits_into_a_header_and_keeps_its_ends() {
+        let long = Error::invalid("metadata.name", format!("{:?} is not a name", "ä\0".repeat(70_000)));
+        let status = Status::from(long);
+        assert!(status.message().len() < 4096);
+        assert!(
+            status.message().starts_with("metadata.name: ") && status.message().ends_with("is not a name")
+        );
+        assert_eq!(Status::from(Error::not_found("pod", "x")).message(), "pod \"x\" is not known");
     }
 }

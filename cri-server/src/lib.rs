@@ -1,13 +1,19 @@
 //! The daemon and command line `podhold`.
 //!
-//! Arrows: `grpc` and `standalone` call `runtime`; `runtime` uses `spec`, `state` and the crates below.
+//! Arrows: `grpc`, `streaming` and `standalone` call `runtime`; `runtime` uses `spec`, `state` and the crates below.
 //! Nothing calls back up.
 
 pub mod cli;
 pub mod config;
+pub mod descriptors;
 pub mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod grpc;
 pub mod runtime;
 pub mod spec;
 pub mod standalone;
 pub mod state;
+pub mod streaming;
+
+mod sys;

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use super::{Failure, Settings};
-use crate::standalone;
+use crate::{descriptors, standalone, sys};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -28,6 +28,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let config = settings.load()?;
     super::start_logging(&config.log_level)?;
     super::require_root()?;
+    descriptors::raise();
+    sys::share_heaps();
     let code = super::threads()?.block_on(standalone::run(pod, config))?;
     Ok(ExitCode::from(code))
 }

@@ -16,7 +16,7 @@ use tokio::{
 use tracing::info;
 
 use super::{Failure, Settings};
-use crate::{config::Config, grpc, runtime::Runtime};
+use crate::{config::Config, descriptors, grpc, runtime::Runtime, streaming::Streaming, sys};
 
 /// How long calls that are under way may take once the daemon was told to end.
 const LEAVE: Duration = Duration::from_secs(3);
@@ -38,6 +38,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
     }
     super::start_logging(&config.log_level)?;
     super::require_root()?;
+    descriptors::raise();
+    sys::share_heaps();
     let threads = super::threads()?;
     let result = threads.block_on(serve(config));
     // A thread that is stuck in the kernel must not keep the daemon from ending.
@@ -48,13 +50,16 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
 async fn serve(config: Config) -> Result<(), Failure> {
     let path = config.socket();
     refuse_second(&path).await?;
+    let address = config.streaming_address();
     let runtime = Runtime::open(config).await?;
+    let streaming = Streaming::bind(address, Arc::<Runtime>::clone(&runtime)).await?;
+    let sessions = streaming.clone();
     let socket = listen(&path)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     info!(socket = %path.display(), version = env!("CARGO_PKG_VERSION"), "podhold is serving");
     let (tell, told) = oneshot::channel::<()>();
-    let serving = grpc::serve(Arc::clone(&runtime), socket, async move { drop(told.await) });
+    let serving = grpc::serve(Arc::clone(&runtime), streaming, socket, async move { drop(told.await) });
     tokio::pin!(serving);
     tokio::select! {
         ended = &mut serving => return Ok(ended?),
@@ -63,7 +68,8 @@ async fn serve(config: Config) -> Result<(), Failure> {
     }
     info!("told to end; pods run on");
     drop(tell);
-    if let Ok(ended) = timeout(LEAVE, serving).await {
+    let (served, ()) = tokio::join!(timeout(LEAVE, serving), sessions.close());
+    if let Ok(ended) = served {
         ended?;
     }
     runtime.close().await;

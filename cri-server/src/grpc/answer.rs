@@ -11,7 +11,7 @@ use super::select::{container_state, pod_state};
 use crate::{
     runtime::{ContainerUsage, PodUsage},
     spec::signal,
-    state::{Container, ContainerPhase, Ended, Pod, nanos},
+    state::{Container, ContainerPhase, ContainerRecord, Ended, Pod, nanos},
 };
 
 /// A pod in a list.
@@ -89,13 +89,24 @@ pub(super) fn container_status(container: &Container) -> cri::ContainerStatus {
         message: ended.map(|ended| ended.message.clone()).unwrap_or_default(),
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
-        mounts: record.config.mounts.clone(),
+        mounts: mounts(record),
         log_path: record.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
         resources: Some(cri::ContainerResources { linux: Some(container.resources.clone()), windows: None }),
         image_id: record.image_id.clone(),
         user: Some(cri::ContainerUser { linux: Some(record.user.clone()) }),
         stop_signal: signal::to_cri(record.stop_signal).into(),
     }
+}
+
+/// A container's mounts as asked for; those of images with what a pull of the image answers.
+fn mounts(record: &ContainerRecord) -> Vec<cri::Mount> {
+    let mut mounts = record.config.mounts.clone();
+    for (index, id) in &record.volumes {
+        if let Some(image) = mounts.get_mut(*index).and_then(|mount| mount.image.as_mut()) {
+            image.image_ref.clone_from(id);
+        }
+    }
+    mounts
 }
 
 fn ended(phase: &ContainerPhase) -> Option<&Ended> {

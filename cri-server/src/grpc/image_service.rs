@@ -1,10 +1,9 @@
 //! `runtime.v1.ImageService`.
 
 use podhold_proto::cri::{self, image_service_server::ImageService};
-use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
-use super::{Service, answer, not_built};
+use super::{Batches, Service, answer, lists::batches};
 use crate::runtime::credentials;
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -20,20 +19,20 @@ fn name(spec: Option<cri::ImageSpec>) -> Result<String, Status> {
 #[tonic::async_trait]
 impl ImageService for Service {
     async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Answer<cri::ListImagesResponse> {
-        let images = self.runtime.images();
-        let wanted = request.into_inner().filter.and_then(|filter| filter.image);
-        let found = match wanted.filter(|spec| !spec.image.is_empty()) {
-            None => images.list(),
-            Some(spec) => images.find(&spec.image).into_iter().collect(),
-        };
+        let found = self.images(request.into_inner().filter);
         let images = found.iter().map(|image| answer::image(image)).collect();
         Ok(Response::new(cri::ListImagesResponse { images }))
     }
 
-    type StreamImagesStream = Empty<Result<cri::StreamImagesResponse, Status>>;
+    type StreamImagesStream = Batches<cri::StreamImagesResponse>;
 
-    async fn stream_images(&self, _: Request<cri::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        Err(not_built("StreamImages"))
+    async fn stream_images(
+        &self,
+        request: Request<cri::StreamImagesRequest>,
+    ) -> Answer<Self::StreamImagesStream> {
+        let found = self.images(request.into_inner().filter).into_iter();
+        let batch = |images| cri::StreamImagesResponse { images };
+        Ok(Response::new(batches(found.map(|image| answer::image(&image)), batch)))
     }
 
     async fn image_status(

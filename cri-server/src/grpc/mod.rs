@@ -1,11 +1,21 @@
 //! The CRI v1 services. Thin: decode, call a verb, encode. No decisions.
 
 mod answer;
+mod events;
+mod families;
 mod image_service;
+mod lists;
+mod metrics;
+mod node;
 mod runtime_service;
 mod select;
+mod streams;
+mod usage;
+mod verbs;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
+
+use futures::stream::BoxStream;
 
 use podhold_proto::cri::{
     image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
@@ -14,26 +24,37 @@ use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Status, transport::Server};
 
-use crate::runtime::Runtime;
+use crate::{runtime::Runtime, streaming::Streaming};
 
 /// Largest request that is read, in bytes; what containerd allows.
 const LARGEST_REQUEST: usize = 16 << 20;
 /// Largest answer that is sent: a full ExecSync has 32 MiB and its frame.
 const LARGEST_ANSWER: usize = 64 << 20;
 
+/// A stream of messages, each made when the client is ready for it.
+type Batches<T> = BoxStream<'static, Result<T, Status>>;
+
 /// Both services over one runtime.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Service {
     runtime: Arc<Runtime>,
+    streaming: Streaming,
 }
 
-/// Serves until `stop` is ready.
+/// Serves until `stop` is ready. Clients of exec, attach and port-forward are sent to `streaming`.
 pub async fn serve(
     runtime: Arc<Runtime>,
+    streaming: Streaming,
     socket: UnixListener,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let service = Service { runtime };
+    let store_of = Arc::clone(&runtime);
+    // Streams without an end of their own would keep the server from ending.
+    let stop = async move {
+        stop.await;
+        store_of.store().end_events();
+    };
+    let service = Service { runtime, streaming };
     Server::builder()
         .add_service(
             RuntimeServiceServer::new(service.clone())
@@ -52,4 +73,9 @@ pub async fn serve(
 /// The answer to an RPC that is not built yet.
 fn not_built(rpc: &str) -> Status {
     Status::unimplemented(format!("{rpc} is not built yet in podhold {}", env!("CARGO_PKG_VERSION")))
+}
+
+/// The verbose part of an answer, as peers give it: one entry `info` that holds JSON.
+fn info(verbose: bool, value: impl FnOnce() -> serde_json::Value) -> HashMap<String, String> {
+    if verbose { [("info".to_owned(), value().to_string())].into() } else { HashMap::new() }
 }

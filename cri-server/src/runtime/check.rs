@@ -1,13 +1,14 @@
 //! What a request may not hold, as far as it can be told without looking at the host. Pure.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Component, Path},
 };
 
 use podhold_proto::cri::{self, NamespaceMode};
 use serde::Serialize;
 
+use super::{confinement, users};
 use crate::{
     error::{Error, Result},
     state::PodRecord,
@@ -15,6 +16,10 @@ use crate::{
 
 /// Most supplementary groups the kernel takes (NGROUPS_MAX).
 const LARGEST_GROUPS: usize = 65_536;
+/// Longest path of the kernel.
+const LONGEST_PATH: usize = 4096;
+/// Longest name of a file.
+const LONGEST_NAME: usize = 255;
 /// Sysctls of the network namespace.
 const NET_SYSCTLS: &str = "net.";
 /// Sysctls of the IPC namespace.
@@ -57,11 +62,25 @@ fn differing(have: &serde_json::Value, asked: &serde_json::Value) -> Option<Stri
 /// What a pod's log directory may not be.
 pub(super) fn check_log_directory(dir: &str) -> Result<()> {
     let path = Path::new(dir);
+    fits("log_directory", path)?;
     let plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
     if dir.is_empty() || plain {
         return Ok(());
     }
     Err(Error::invalid("log_directory", format!("{dir:?} is not an absolute path without '..'")))
+}
+
+/// Refuses paths that the kernel does not take (limits.h: NAME_MAX, PATH_MAX).
+fn fits(field: &str, path: &Path) -> Result<()> {
+    let long = path.as_os_str().len() >= LONGEST_PATH;
+    if long || path.components().any(|part| part.as_os_str().len() > LONGEST_NAME) {
+        let reason = format!("a path has at most {LONGEST_PATH} bytes, each of its names {LONGEST_NAME}");
+        return Err(Error::invalid(field, reason));
+    }
+    if path.as_os_str().as_encoded_bytes().contains(&0) {
+        return Err(Error::invalid(field, "holds a NUL byte"));
+    }
+    Ok(())
 }
 
 /// What a container's log path may not be: it stays beneath the pod's log directory.
@@ -74,6 +93,7 @@ pub(super) fn check_log_path(dir: &str, path: &str) -> Result<()> {
             format!("{path:?} is not a path beneath the pod's log_directory"),
         ));
     }
+    fits("log_path", &Path::new(dir).join(path))?;
     if !path.is_empty() && dir.is_empty() {
         return Err(Error::invalid("log_path", "the pod has no log_directory to put it in"));
     }
@@ -87,19 +107,16 @@ pub(super) fn check_security(security: &cri::LinuxContainerSecurityContext, pod:
         let reason = "needs a pod that is privileged as well; set it in the pod's security context";
         return Err(Error::invalid(field("privileged"), reason));
     }
-    if security.supplemental_groups.len() > LARGEST_GROUPS {
-        let reason = format!("names more than {LARGEST_GROUPS} groups");
-        return Err(Error::invalid(field("supplemental_groups"), reason));
-    }
-    known::<cri::SupplementalGroupsPolicy>(
-        &field("supplemental_groups_policy"),
-        security.supplemental_groups_policy,
-    )?;
-    if let Some(profile) = &security.seccomp {
-        known::<cri::security_profile::ProfileType>(&field("seccomp.profile_type"), profile.profile_type)?;
-    }
+    check_groups(&security.supplemental_groups, security.supplemental_groups_policy)?;
+    confinement::check_container(security)?;
     let asked = security.namespace_options.clone().unwrap_or_default();
     check_modes(&asked)?;
+    for (name, mode) in [("network", asked.network()), ("ipc", asked.ipc())] {
+        if matches!(mode, NamespaceMode::Container | NamespaceMode::Target) {
+            let reason = "is POD or NODE; no other is offered for it";
+            return Err(Error::invalid(field(&format!("namespace_options.{name}")), reason));
+        }
+    }
     let of_pod = pod.namespaces();
     if (asked.network() == NamespaceMode::Node) != pod.host_network() {
         let reason = "must be that of the pod: its containers share one network";
@@ -113,7 +130,7 @@ pub(super) fn check_security(security: &cri::LinuxContainerSecurityContext, pod:
         let reason = "the pod has no PID namespace of its own; run it with pid: POD";
         return Err(Error::invalid(field("namespace_options.pid"), reason));
     }
-    refuse_unbuilt(security)?;
+    users::check_container(&asked, pod)?;
     let lists = [("masked_paths", &security.masked_paths), ("readonly_paths", &security.readonly_paths)];
     for (name, list) in lists {
         if let Some(bad) = list.iter().find(|path| !path.starts_with('/') || path.contains("..")) {
@@ -121,6 +138,33 @@ pub(super) fn check_security(security: &cri::LinuxContainerSecurityContext, pod:
         }
     }
     Ok(())
+}
+
+/// What a pod's security context may not ask for.
+pub(super) fn check_pod_security(security: &cri::LinuxSandboxSecurityContext) -> Result<()> {
+    let field = |name: &str| format!("linux.security_context.{name}");
+    let ids = [("run_as_user", &security.run_as_user), ("run_as_group", &security.run_as_group)];
+    for (name, id) in ids {
+        if let Some(id) = id.as_ref().filter(|id| !(0..i64::from(u32::MAX)).contains(&id.value)) {
+            let reason = format!("{} is not an id from 0 to 4294967294", id.value);
+            return Err(Error::invalid(field(name), reason));
+        }
+    }
+    if security.run_as_group.is_some() && security.run_as_user.is_none() {
+        return Err(Error::invalid(field("run_as_group"), "a group without run_as_user; set it as well"));
+    }
+    check_groups(&security.supplemental_groups, security.supplemental_groups_policy)?;
+    confinement::check_pod(security)
+}
+
+/// The further groups of a pod or a container.
+fn check_groups(groups: &[i64], policy: i32) -> Result<()> {
+    let field = |name: &str| format!("linux.security_context.{name}");
+    if groups.len() > LARGEST_GROUPS {
+        let reason = format!("names more than {LARGEST_GROUPS} groups");
+        return Err(Error::invalid(field("supplemental_groups"), reason));
+    }
+    known::<cri::SupplementalGroupsPolicy>(&field("supplemental_groups_policy"), policy)
 }
 
 /// Namespace modes are those the CRI knows.
@@ -139,37 +183,12 @@ fn known<E: TryFrom<i32>>(field: &str, value: i32) -> Result<()> {
     }
 }
 
-/// What a security context can say and this version does not do: refused, never dropped in silence.
-fn refuse_unbuilt(security: &cri::LinuxContainerSecurityContext) -> Result<()> {
-    let field = |name: &str| format!("linux.security_context.{name}");
-    let localhost = security
-        .apparmor
-        .as_ref()
-        .filter(|profile| profile.profile_type() == cri::security_profile::ProfileType::Localhost);
-    #[allow(deprecated, reason = "older kubelets still send it")]
-    let old = security.apparmor_profile.as_str();
-    if let Some(profile) = localhost {
-        let reason =
-            format!("{:?}: AppArmor profiles are not built yet; use Unconfined", profile.localhost_ref);
-        return Err(Error::invalid(field("apparmor"), reason));
-    }
-    if !matches!(old, "" | "runtime/default" | "unconfined") {
-        let reason = format!("{old:?}: AppArmor profiles are not built yet; use unconfined");
-        return Err(Error::invalid(field("apparmor_profile"), reason));
-    }
-    let options = security.namespace_options.clone().unwrap_or_default();
-    if options.userns_options.is_some_and(|userns| userns.mode() == NamespaceMode::Pod) {
-        let reason = "user namespaces are not built yet; use NODE";
-        return Err(Error::invalid(field("namespace_options.userns_options"), reason));
-    }
-    Ok(())
-}
-
 /// Sysctls may only be those of namespaces the pod has of its own.
 pub(super) fn check_sysctls(
     sysctls: &HashMap<String, String>,
     namespaces: &cri::NamespaceOption,
 ) -> Result<()> {
+    let mut seen = HashSet::new();
     for (name, value) in sysctls {
         let field = format!("linux.sysctls[{name:?}]");
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/');
@@ -180,6 +199,9 @@ pub(super) fn check_sysctls(
             return Err(Error::invalid(field, "its value is more than one line"));
         }
         let dotted = name.replace('/', ".");
+        if !seen.insert(dotted.clone()) {
+            return Err(Error::invalid(field, "is set twice, once with '.' and once with '/'"));
+        }
         let of_net = dotted.starts_with(NET_SYSCTLS);
         let of_ipc = IPC_SYSCTLS.iter().any(|known| match known.strip_suffix('.') {
             Some(_) => dotted.starts_with(known),

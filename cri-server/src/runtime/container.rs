@@ -8,7 +8,10 @@ use podhold_proto::cri;
 use podhold_sandbox::{ContainerId, launch::StartSpec};
 use tracing::info;
 
-use super::{Runtime, blocking, flight::guarded};
+use super::{
+    Runtime, blocking,
+    flight::{guarded, to_its_end},
+};
 use crate::{
     error::{Error, Result},
     spec::{self, process, resources},
@@ -115,6 +118,11 @@ impl Runtime {
         id: &str,
         update: &cri::LinuxContainerResources,
     ) -> Result<()> {
+        let (runtime, id, update) = (Arc::clone(self), id.to_owned(), update.clone());
+        to_its_end(async move { runtime.update_limits(&id, &update).await }).await
+    }
+
+    async fn update_limits(self: &Arc<Self>, id: &str, update: &cri::LinuxContainerResources) -> Result<()> {
         let updating = self.known_container(id)?.updating;
         let _turn = updating.lock().await;
         let container = self.known_container(id)?;
@@ -127,7 +135,12 @@ impl Runtime {
                 let cgroup = container.record.cgroup.clone();
                 blocking("limits", move || cgroups.set(&cgroup, &limits).map_err(Error::from)).await?;
             }
-            ContainerPhase::Created => self.rewrite_limits(&container, limits).await?,
+            ContainerPhase::Created => {
+                self.cgroups.check(&container.record.cgroup, &limits)?;
+                let mut limits = limits;
+                self.without_foreign_limits(&mut limits);
+                self.rewrite_limits(&container, limits).await?;
+            }
             phase => {
                 let reason = format!("container {id} is {}; its limits cannot be changed", phase.name());
                 return Err(Error::Precondition(reason));

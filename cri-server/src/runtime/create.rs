@@ -1,30 +1,48 @@
 //! CreateContainer: everything that can fail about a container fails here, not at its start.
 
 use std::{
-    path::PathBuf,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use oci_spec::runtime::{LinuxSeccomp, Spec};
+use oci_spec::runtime::{LinuxResources, LinuxSeccomp, Spec};
+use podhold_cgroups::Version;
 use podhold_image::Image;
 use podhold_proto::cri;
-use podhold_sandbox::{ContainerId, bundle, record};
+use podhold_sandbox::{
+    ContainerId,
+    bundle::{self, BundleError},
+    launch::NamespaceOf,
+    record,
+};
 use tokio::time::timeout;
 use tracing::info;
 
-use super::{Runtime, blocking, check, files, flight::guarded, prepare};
+use super::{
+    Runtime, blocking, check, confinement, devices, files, flight::guarded, prepare, users, volumes,
+};
 use crate::{
+    descriptors,
     error::{Error, Result},
-    spec::{self, Inputs, User, mounts::HostMount, process::Granted},
+    spec::{self, Inputs, User, devices::HostDevice, mounts::HostMount, process::Granted},
     state::{
         Container, ContainerEvent, ContainerPhase, ContainerRecord, ContainerStatusRecord, Pod, PodPhase,
-        Reserve,
+        PodRecord, Reserve,
     },
 };
 
-/// How long the sources of mounts may take to answer.
+/// How long the paths that a request names may take to answer.
 const LOOK_UP: Duration = Duration::from_secs(30);
+
+/// A container whose request says nothing of namespaces has those of its pod. The CRI's defaults would
+/// contradict a pod in the host's network.
+fn in_namespaces_of(pod: &PodRecord, mut config: cri::ContainerConfig) -> cri::ContainerConfig {
+    let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+    security.namespace_options.get_or_insert_with(|| pod.namespaces());
+    config
+}
 
 /// What CreateContainer works on.
 struct Order {
@@ -32,6 +50,15 @@ struct Order {
     pod: Pod,
     config: cri::ContainerConfig,
     image: Arc<Image>,
+    volumes: Vec<volumes::Wanted>,
+}
+
+/// What was looked up on the host.
+struct Found {
+    mounts: Vec<HostMount>,
+    devices: Vec<HostDevice>,
+    seccomp: Option<LinuxSeccomp>,
+    capabilities: Granted,
 }
 
 impl Runtime {
@@ -43,9 +70,11 @@ impl Runtime {
         config: cri::ContainerConfig,
     ) -> Result<ContainerId> {
         let pod = self.store.find_pod(pod).ok_or_else(|| Error::not_found("pod", pod))?;
+        let config = in_namespaces_of(&pod.record, config);
         let image = self.check_container(&pod, &config)?;
+        let volumes = self.image_volumes(&config)?;
         let id = ContainerId::parse(&prepare::random_id()?).map_err(Error::doing("container id"))?;
-        let mut order = Order { id, pod, config, image };
+        let mut order = Order { id, pod, config, image, volumes };
         match self.store.add_container(claimed(&order)) {
             Reserve::New => {}
             Reserve::Taken(container) => {
@@ -94,18 +123,49 @@ impl Runtime {
         for (index, mount) in config.mounts.iter().enumerate() {
             spec::mounts::check(index, mount)?;
         }
+        users::check_mounts(&config.mounts, &pod.record)?;
         check::check_log_path(&pod.record.config.log_directory, &config.log_path)?;
         if !config.cdi_devices.is_empty() {
             return Err(Error::invalid("CDI_devices", "CDI is not built yet; name devices instead"));
         }
-        check::check_security(&spec::process::security(config), &pod.record)?;
+        let security = spec::process::security(config);
+        check::check_security(&security, &pod.record)?;
+        self.check_target(pod, &security)?;
+        self.cgroups.check(&pod.record.cgroup, &spec::resources::build(&limits(config), Vec::new())?)?;
         Ok(image)
+    }
+
+    /// A container whose processes are joined is one of the same pod.
+    fn check_target(&self, pod: &Pod, security: &cri::LinuxContainerSecurityContext) -> Result<()> {
+        for join in spec::joins(&security.namespace_options.clone().unwrap_or_default())? {
+            let NamespaceOf::Container(target) = join.of else { continue };
+            let field = "linux.security_context.namespace_options.target_id";
+            match self.store.container(&target) {
+                Some(found) if found.record.pod == pod.record.id => {}
+                Some(_) => return Err(Error::invalid(field, format!("{target} is in another pod"))),
+                None => return Err(Error::not_found("container", target.as_str())),
+            }
+        }
+        Ok(())
+    }
+
+    /// The images that the container's mounts name.
+    fn image_volumes(&self, config: &cri::ContainerConfig) -> Result<Vec<volumes::Wanted>> {
+        let mut found = Vec::new();
+        for (index, mount) in config.mounts.iter().enumerate() {
+            let Some(name) = spec::mounts::image(mount) else { continue };
+            let image = self.images.find(name).ok_or_else(|| Error::not_found("image", name))?;
+            found.push(volumes::Wanted { index, image, sub_path: mount.image_sub_path.clone() });
+        }
+        Ok(found)
     }
 
     async fn make_container(self: Arc<Self>, order: Order) -> Result<()> {
         let id = order.id.clone();
         let begun = std::time::Instant::now();
-        let record = self.container_record(&order, &User::default())?;
+        // Nothing but the name is there yet: an error here undoes that alone.
+        let record =
+            self.container_record(&order, &User::default()).inspect_err(|_| self.forget_container(&id))?;
         match guarded(self.assemble_container(order)).await {
             Ok(()) => {
                 info!(container = %id, pod = %record.pod, ms = begun.elapsed().as_millis(), "container created");
@@ -128,8 +188,9 @@ impl Runtime {
     async fn assemble_container(self: &Arc<Self>, order: Order) -> Result<()> {
         let runtime = Arc::clone(self);
         let id = order.id.clone();
-        let mounts = look_up_mounts(&order.config).await?;
-        let record = blocking("container", move || runtime.lay_out(&order, &mounts)).await?;
+        let users = self.users_of(&order.pod).await?.map(Arc::new);
+        let found = self.look_up(&order, users.clone()).await?;
+        let record = blocking("container", move || runtime.lay_out(&order, found, users.as_deref())).await?;
         self.store.change_container(&id, |container| container.record = Arc::new(record));
         match self.store.container_event(&id, ContainerEvent::CreateDone) {
             Some(result) => {
@@ -139,28 +200,65 @@ impl Runtime {
         }
     }
 
+    /// What the request names on the host. A path whose file system does not answer costs a thread, not the
+    /// verb.
+    async fn look_up(
+        self: &Arc<Self>,
+        order: &Order,
+        users: Option<Arc<podhold_image::IdMap>>,
+    ) -> Result<Found> {
+        let (runtime, config, log) = (Arc::clone(self), order.config.clone(), log_path(order));
+        let look_up = move || {
+            let mounts = prepare::mounts(&config.mounts)?;
+            users.map_or(Ok(()), |users| users::check_sources(&mounts, &users))?;
+            let security = spec::process::security(&config);
+            let capabilities = Granted::of(&security, &runtime.bounding)?;
+            let devices = devices::asked(&config.devices)?;
+            let seccomp = confinement::seccomp(&security, &capabilities)?;
+            log.as_deref().and_then(Path::parent).map_or(Ok(()), prepare::public_dir)?;
+            Ok(Found { mounts, devices, seccomp, capabilities })
+        };
+        let looked_up = timeout(LOOK_UP, blocking("paths of the host", look_up)).await;
+        looked_up.unwrap_or_else(|_| {
+            Err(Error::Deadline(format!(
+                "one of {:?} (mounts, devices, seccomp profile, log) has not answered for {} s; its file \
+                 system hangs",
+                host_paths(order),
+                LOOK_UP.as_secs()
+            )))
+        })
+    }
+
     /// Root filesystem, specification, bundle and record of a container. Blocks.
-    fn lay_out(&self, order: &Order, mounts: &[HostMount]) -> Result<ContainerRecord> {
+    fn lay_out(
+        &self,
+        order: &Order,
+        mut found: Found,
+        users: Option<&podhold_image::IdMap>,
+    ) -> Result<ContainerRecord> {
         let pod = &order.pod.record;
         let rootfs = self.layout.rootfs(&pod.id, &order.id);
         prepare::private_dir(&rootfs)?;
         self.images
             .snapshots()
-            .mount(order.id.as_str(), &order.image, &rootfs, None)
-            .map_err(Error::doing("container root"))?;
+            .mount(order.id.as_str(), &order.image, &rootfs, users)
+            .map_err(|error| Error::snapshot("container root", error))?;
         let security = spec::process::security(&order.config);
         let image_user = order.image.config.config().as_ref().and_then(|config| config.user().clone());
+        prepare::check_system_directories(&rootfs)?;
         let accounts = prepare::accounts(&rootfs)?;
         let user = spec::user::resolve(&security, image_user.as_deref().unwrap_or(""), &accounts)?;
+        users::check_user(&user, pod)?;
         let record = self.container_record(order, &user)?;
         let image_dir = order.image.config.config().as_ref().and_then(|config| config.working_dir().clone());
         let directory = Some(&order.config.working_dir).filter(|dir| !dir.is_empty()).or(image_dir.as_ref());
-        prepare::make_working_dir(&rootfs, directory.map_or("/", String::as_str))?;
-        let spec = self.specification(order, &record, &user, mounts)?;
-        if let Some(log) = record.log_path.as_deref().and_then(std::path::Path::parent) {
-            prepare::public_dir(log)?;
-        }
-        bundle::create(&self.layout, &pod.id, &order.id, &spec).map_err(Error::doing("container bundle"))?;
+        prepare::make_working_dir(&rootfs, directory.map_or("/", String::as_str), pod.user_root())?;
+        self.mount_volumes(order, &mut found.mounts, users)?;
+        let spec = self.specification(order, &record, &user, found)?;
+        bundle::create(&self.layout, &pod.id, &order.id, &spec).map_err(|error| match error {
+            BundleError::Seccomp { reason, .. } => confinement::unusable(&security, reason),
+            other => Error::failed("container bundle", &other),
+        })?;
         let path = self.layout.container_record(&pod.id, &order.id);
         prepare::private_dir(path.parent().expect("a record has a directory"))?;
         record::write(&path, &record).map_err(Error::doing("container record"))?;
@@ -171,17 +269,32 @@ impl Runtime {
         Ok(record)
     }
 
+    /// Mounts the image volumes, and says in `mounts` where they are.
+    fn mount_volumes(
+        &self,
+        order: &Order,
+        mounts: &mut [HostMount],
+        users: Option<&podhold_image::IdMap>,
+    ) -> Result<()> {
+        let snapshots = self.images.snapshots();
+        let (pod, container) = (&order.pod.record.id, &order.id);
+        let place = volumes::Place { layout: &self.layout, snapshots: snapshots.as_ref(), pod, container };
+        for wanted in &order.volumes {
+            mounts[wanted.index].source = place.mount(wanted, users)?;
+        }
+        Ok(())
+    }
+
     fn container_record(&self, order: &Order, user: &User) -> Result<ContainerRecord> {
         let pod = &order.pod.record;
         let image_stop = order.image.config.config().as_ref().and_then(|config| config.stop_signal().clone());
-        let log = !order.config.log_path.is_empty() && !pod.config.log_directory.is_empty();
         Ok(ContainerRecord {
             id: order.id.clone(),
             pod: pod.id.clone(),
             image_id: order.image.id.clone(),
             image_ref: order.image.digests.first().unwrap_or(&order.image.id).clone(),
             created_at: SystemTime::now(),
-            log_path: log.then(|| PathBuf::from(&pod.config.log_directory).join(&order.config.log_path)),
+            log_path: log_path(order),
             cgroup: pod.cgroup.child(order.id.as_str()),
             user: cri::LinuxContainerUser {
                 uid: user.uid.into(),
@@ -189,8 +302,17 @@ impl Runtime {
                 supplemental_groups: user.groups.iter().map(|group| (*group).into()).collect(),
             },
             stop_signal: spec::signal::stop_signal(&order.config, image_stop.as_deref())?,
+            volumes: volume_images(order),
             config: order.config.clone(),
         })
+    }
+
+    /// Takes out limits of huge pages where libcontainer finds no controller for them. The kubelet sends
+    /// them to every machine that has huge pages, and peers take no notice either.
+    pub(super) fn without_foreign_limits(&self, limits: &mut LinuxResources) {
+        if self.cgroups.version() == Version::V1 && !self.cgroups.hugepages_on_version_1() {
+            limits.set_hugepage_limits(None);
+        }
     }
 
     fn specification(
@@ -198,28 +320,35 @@ impl Runtime {
         order: &Order,
         record: &ContainerRecord,
         user: &User,
-        mounts: &[HostMount],
+        found: Found,
     ) -> Result<Spec> {
         let security = spec::process::security(&order.config);
-        let capabilities = Granted::of(&security, &self.bounding)?;
-        let devices = if security.privileged {
-            prepare::all_devices()?
-        } else {
-            prepare::devices(&order.config.devices)?
-        };
-        spec::build(Inputs {
+        let Found { mounts, mut devices, seccomp, capabilities } = found;
+        if security.privileged {
+            let mut all = devices::all()?;
+            all.retain(|device| devices.iter().all(|asked| asked.target != device.target));
+            devices.extend(all);
+        }
+        let mut spec = spec::build(Inputs {
             config: &order.config,
             image: &order.image.config,
             user,
-            seccomp: seccomp(&security, &capabilities)?,
+            descriptors: descriptors::started_with(),
+            seccomp,
+            apparmor: confinement::apparmor(&security)?,
             capabilities: &capabilities,
-            mounts,
+            mounts: &mounts,
             files: &files::of(&self.layout, &order.pod.record),
+            users: order.pod.record.user_map().as_ref(),
             devices: &devices,
             cgroup: &record.cgroup,
             cgroup_version: self.cgroups.version(),
             cgroup_directories: &self.cgroups.version_1_directories(&record.cgroup),
-        })
+        })?;
+        if let Some(limits) = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut()) {
+            self.without_foreign_limits(limits);
+        }
+        Ok(spec)
     }
 }
 
@@ -236,6 +365,7 @@ fn claimed(order: &Order) -> Container {
         cgroup: order.pod.record.cgroup.child(order.id.as_str()),
         user: cri::LinuxContainerUser::default(),
         stop_signal: libc::SIGTERM,
+        volumes: volume_images(order),
     };
     Container {
         record: Arc::new(record),
@@ -245,17 +375,25 @@ fn claimed(order: &Order) -> Container {
     }
 }
 
-/// The sources of the mounts. A source whose file system does not answer costs a thread, not the verb.
-async fn look_up_mounts(config: &cri::ContainerConfig) -> Result<Vec<HostMount>> {
-    let mounts = config.mounts.clone();
-    let looked_up = timeout(LOOK_UP, blocking("mounts", move || prepare::mounts(&mounts))).await;
-    looked_up.unwrap_or_else(|_| {
-        let sources: Vec<&str> = config.mounts.iter().map(|mount| mount.host_path.as_str()).collect();
-        Err(Error::Deadline(format!(
-            "mounts: one of {sources:?} has not answered for {} s; its file system hangs",
-            LOOK_UP.as_secs()
-        )))
-    })
+/// The ids of the images that are mounted, by the index of their mount.
+fn volume_images(order: &Order) -> BTreeMap<usize, String> {
+    order.volumes.iter().map(|wanted| (wanted.index, wanted.image.id.clone())).collect()
+}
+
+/// Where a container's log is written, if it is asked for.
+fn log_path(order: &Order) -> Option<PathBuf> {
+    let directory = &order.pod.record.config.log_directory;
+    let asked = !order.config.log_path.is_empty() && !directory.is_empty();
+    asked.then(|| PathBuf::from(directory).join(&order.config.log_path))
+}
+
+/// The paths of the host that a request names.
+fn host_paths(order: &Order) -> Vec<String> {
+    let mounts = order.config.mounts.iter().map(|mount| mount.host_path.clone());
+    let devices = order.config.devices.iter().map(|device| device.host_path.clone());
+    let profile = confinement::localhost_seccomp(&spec::process::security(&order.config));
+    let log = log_path(order).map(|path| path.display().to_string());
+    mounts.chain(devices).chain(profile).chain(log).filter(|path| !path.is_empty()).collect()
 }
 
 /// Whether a container that has the name already was asked for in the same way and not started yet.
@@ -273,22 +411,4 @@ fn same_container(container: &Container, asked: &cri::ContainerConfig) -> Result
 
 fn limits(config: &cri::ContainerConfig) -> cri::LinuxContainerResources {
     config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default()
-}
-
-/// The seccomp profile the request names; none is unconfined, as peers do.
-fn seccomp(security: &cri::LinuxContainerSecurityContext, granted: &Granted) -> Result<Option<LinuxSeccomp>> {
-    use cri::security_profile::ProfileType;
-    let Some(profile) = &security.seccomp else { return Ok(None) };
-    if security.privileged {
-        return Ok(None);
-    }
-    match profile.profile_type() {
-        ProfileType::Unconfined => Ok(None),
-        ProfileType::RuntimeDefault => spec::seccomp::default_profile(&granted.set).map(Some),
-        ProfileType::Localhost => {
-            let path = &profile.localhost_ref;
-            let text = prepare::read_profile(path)?;
-            spec::seccomp::localhost_profile(path, &text).map(Some)
-        }
-    }
 }

@@ -5,11 +5,11 @@
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::Process;
 use podhold_sandbox::launch::{ExecEnd, ExecIo, ExecSession, ExecSpec, LivePod};
 use tokio::{io::AsyncReadExt, net::unix::pipe, sync::oneshot, time::timeout};
 
-use super::{Runtime, blocking};
+use super::{Runtime, blocking, session::check_command};
 use crate::{
     error::{Error, Result},
     state::Container,
@@ -43,14 +43,9 @@ impl Runtime {
         limit: Option<Duration>,
     ) -> Result<ExecOutput> {
         let container = self.known_container(id)?;
-        if command.first().is_none_or(String::is_empty) {
-            return Err(Error::invalid("cmd", "is empty; name a program"));
-        }
-        if command.iter().any(|word| word.contains('\0')) {
-            return Err(Error::invalid("cmd", "a word of it holds a NUL byte"));
-        }
-        let live = self.live_for_exec(&container)?;
-        let process = self.exec_process(&container, command).await?;
+        check_command(&command)?;
+        let live = self.live_container(&container, "commands run in running ones only")?;
+        let process = self.exec_process(&container, command, false).await?;
         let (stdout, stdout_end) = output_pipe()?;
         let (stderr, stderr_end) = output_pipe()?;
         let spec = ExecSpec {
@@ -78,30 +73,45 @@ impl Runtime {
         }
     }
 
-    fn live_for_exec(&self, container: &Container) -> Result<Arc<dyn LivePod>> {
+    /// What makes a running container run; `rule` says why another one will not do.
+    pub(super) fn live_container(&self, container: &Container, rule: &str) -> Result<Arc<dyn LivePod>> {
         let live = self.store.pod(&container.record.pod).and_then(|pod| pod.live);
         live.filter(|_| container.phase.run().is_some()).ok_or_else(|| {
-            Error::Precondition(format!(
-                "container {} is {}; commands run in running ones only",
-                container.record.id,
-                container.phase.name()
-            ))
+            let (id, phase) = (&container.record.id, container.phase.name());
+            Error::Precondition(format!("container {id} is {phase}; {rule}"))
         })
     }
 
-    /// The container's own process with another command and without a terminal.
-    async fn exec_process(&self, container: &Container, command: Vec<String>) -> Result<Process> {
+    /// The container's own process with another command, with a terminal or without.
+    pub(super) async fn exec_process(
+        &self,
+        container: &Container,
+        command: Vec<String>,
+        terminal: bool,
+    ) -> Result<Process> {
         let path = self.layout.bundle(&container.record.pod, &container.record.id).join("config.json");
         blocking("exec", move || {
-            let doing = Error::doing(format!("reading {}", path.display()));
-            let spec = Spec::load(&path).map_err(doing)?;
-            let mut process = spec.process().clone().unwrap_or_default();
+            let operation = || format!("reading {}", path.display());
+            let text = std::fs::read(&path).map_err(Error::doing(operation()))?;
+            let config: Config = serde_json::from_slice(&text).map_err(Error::doing(operation()))?;
+            let mut process = config.process.unwrap_or_default();
             process.set_args(Some(command));
-            process.set_terminal(Some(false));
+            process.set_terminal(Some(terminal));
+            let mut env = process.env().clone().unwrap_or_default();
+            if terminal && !env.iter().any(|entry| entry.starts_with("TERM=")) {
+                env.push("TERM=xterm".to_owned());
+                process.set_env(Some(env));
+            }
             Ok(process)
         })
         .await
     }
+}
+
+/// What an exec needs of `config.json`. The rest, most of which is a seccomp profile's calls, is skipped.
+#[derive(serde::Deserialize)]
+struct Config {
+    process: Option<Process>,
 }
 
 /// Output that fits into one answer: a long stream leaves at least half of it to the other.

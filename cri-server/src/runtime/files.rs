@@ -66,6 +66,10 @@ pub(super) fn write(dir: &Path, record: &PodRecord) -> Result<()> {
     ] {
         let path = dir.join(file);
         fs::write(&path, text).map_err(Error::doing(format!("writing {}", path.display())))?;
+        if let Some((uid, gid)) = record.user_root() {
+            std::os::unix::fs::lchown(&path, Some(uid), Some(gid))
+                .map_err(Error::doing(format!("giving {} to the pod's root", path.display())))?;
+        }
     }
     Ok(())
 }
@@ -121,12 +125,14 @@ fn host_resolv_conf(host_network: bool) -> String {
     if stub && !host_network { fs::read_to_string(RESOLVED).unwrap_or(text) } else { text }
 }
 
-/// Mounts the pod's /dev/shm.
-pub(super) fn mount_shm(target: &Path) -> Result<()> {
+/// Mounts the pod's /dev/shm; `owner` is root of a pod with users of its own.
+pub(super) fn mount_shm(target: &Path, owner: Option<(u32, u32)>) -> Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(target);
     made.map_err(Error::doing(format!("making {}", target.display())))?;
     let flags = MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
-    let options = std::ffi::CString::new(format!("mode=1777,size={SHM_SIZE}")).expect("no NUL in it");
+    let (uid, gid) = owner.unwrap_or_default();
+    let options = format!("mode=1777,size={SHM_SIZE},uid={uid},gid={gid}");
+    let options = std::ffi::CString::new(options).expect("no NUL in it");
     rustix::mount::mount("shm", target, "tmpfs", flags, Some(options.as_c_str()))
         .map_err(Error::doing(format!("mounting {}", target.display())))
 }

@@ -27,6 +27,13 @@ pub(super) struct Flights<K, T> {
 /// Tells when a verb has ended, and how.
 type Landed<T> = watch::Receiver<Option<Result<T>>>;
 
+/// Does work to its end, whether its caller stays or goes away.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(work).await.unwrap_or_else(|_| Err(Error::Precondition(ABORTED.to_owned())))
+}
+
 impl<K, T> Default for Flights<K, T> {
     fn default() -> Self {
         Self { under_way: Arc::default() }

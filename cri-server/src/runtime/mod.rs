@@ -4,18 +4,27 @@
 //! a task of its own (see [`flight`]) and follows claim, act, commit (see [`crate::state`]).
 
 mod check;
+mod confinement;
 mod container;
 mod create;
+mod devices;
 mod exec;
 mod files;
 mod flight;
 mod image;
+mod layers;
+mod metrics;
 mod pod;
+mod pod_resources;
 mod prepare;
+mod propagation;
 mod recover;
+pub mod session;
 mod stats;
 mod stop;
 mod teardown;
+mod users;
+mod volumes;
 mod watch;
 
 use std::{
@@ -40,6 +49,7 @@ use self::flight::Flights;
 pub use self::{
     exec::ExecOutput,
     image::credentials,
+    metrics::{ContainerReading, Disk, PodReading, Reading},
     stats::{ContainerUsage, PodUsage},
 };
 use crate::{
@@ -70,6 +80,8 @@ pub struct Runtime {
     launcher: Arc<dyn Launcher>,
     /// What this daemon itself may hand on to containers.
     bounding: HashSet<Capability>,
+    /// Whether this host can give pods users of their own; found out when it is first asked.
+    user_namespaces: tokio::sync::Mutex<Option<(bool, std::time::Instant)>>,
     under_way: UnderWay,
     usage: stats::Memory,
     /// Held by who writes or removes the status files of containers; by threads that may block only.
@@ -121,6 +133,7 @@ impl Runtime {
             cni,
             launcher,
             bounding: bounding_set()?,
+            user_namespaces: tokio::sync::Mutex::default(),
             under_way: UnderWay::default(),
             usage: stats::Memory::default(),
             status_files: std::sync::Mutex::default(),

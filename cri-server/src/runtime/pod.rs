@@ -6,16 +6,17 @@ use podhold_cgroups::CgroupPath;
 use podhold_proto::cri::{self, NamespaceMode};
 use podhold_sandbox::{
     PodId,
-    launch::{LaunchError, OpenPod, PodSpec},
+    launch::{IdMap, LaunchError, OpenPod, PodSpec},
     netns,
     network::cni::{Attachment, PortMapping, Protocol},
     record,
 };
 use tracing::info;
 
-use super::{Runtime, blocking, check, files, flight::guarded, prepare};
+use super::{Runtime, blocking, check, files, flight::guarded, pod_resources, prepare, users};
 use crate::{
     error::{Error, Result},
+    spec::resources,
     state::{Pod, PodEvent, PodPhase, PodRecord, Reserve},
 };
 
@@ -25,6 +26,9 @@ impl Runtime {
     pub async fn run_pod(self: &Arc<Self>, config: cri::PodSandboxConfig, handler: String) -> Result<PodId> {
         check(&config)?;
         self.check_handler(&handler)?;
+        if let Some(limits) = requested_limits(&config)? {
+            self.cgroups.check(&self.cgroup_parent, &limits)?;
+        }
         let asked = self.new_record(config, handler)?;
         let record = match self.store.add_pod(reserved(&asked)) {
             Reserve::Taken(pod) => {
@@ -68,6 +72,7 @@ impl Runtime {
             cgroup,
             complete: false,
             ips: Vec::new(),
+            limits: None,
         })
     }
 
@@ -109,7 +114,10 @@ impl Runtime {
     async fn assemble(self: &Arc<Self>, record: PodRecord) -> Result<()> {
         let id = record.id.clone();
         self.keep_pod(&record).await?;
-        self.make_netns(&record).await?;
+        match record.user_map() {
+            None => self.make_netns(&record).await?,
+            Some(map) => self.make_user_namespace(&record, &map).await?,
+        }
         // Each is awaited to its end even when another fails: a network plugin that is cut off half way
         // may leave what no DEL finds.
         let (ips, open, surroundings) = tokio::join!(
@@ -165,6 +173,25 @@ impl Runtime {
         .await
     }
 
+    /// The user namespace, and in it the network namespace, which is pinned where others are.
+    async fn make_user_namespace(self: &Arc<Self>, record: &PodRecord, map: &IdMap) -> Result<()> {
+        if !self.user_namespaces().await {
+            return Err(Error::Precondition(
+                "linux.security_context.namespace_options.userns_options: this host cannot give a pod users \
+                 of its own; the daemon's log says why"
+                    .to_owned(),
+            ));
+        }
+        let made = self.launcher.make_namespaces(&record.id, map, !record.host_network()).await?;
+        let Some(net) = made.net else { return Ok(()) };
+        let path = self.layout.netns(&record.id);
+        blocking("network namespace", move || {
+            prepare::private_dir(path.parent().expect("a namespace has a directory"))?;
+            netns::pin(&net, &path).map_err(Error::doing("network namespace"))
+        })
+        .await
+    }
+
     async fn attach_network(&self, record: &PodRecord) -> Result<Vec<IpAddr>> {
         if record.host_network() {
             return Ok(Vec::new());
@@ -190,9 +217,13 @@ impl Runtime {
         let run_dir = self.layout.pod_run(&record.id);
         let dir = blocking("pod directory", move || prepare::private_dir(&run_dir));
         tokio::try_join!(cgroup, dir)?;
+        if let Some(limits) = pod_resources::limits(record)? {
+            self.limit_pod(record, limits).await?;
+        }
         let open = self.launcher.open_pod(PodSpec {
             id: record.id.clone(),
             netns: (!host_network).then(|| self.layout.netns(&record.id)),
+            in_user_namespace: record.user_map().is_some(),
             hostname: (!host_network).then(|| files::hostname(&record.config)),
             own_ipc: namespaces.ipc() != NamespaceMode::Node,
             shared_pid: namespaces.pid() == NamespaceMode::Pod,
@@ -213,8 +244,8 @@ impl Runtime {
         if record.namespaces().ipc() == NamespaceMode::Node {
             return Ok(());
         }
-        let shm = self.layout.pod_shm(&record.id);
-        blocking("pod shared memory", move || files::mount_shm(&shm)).await
+        let (shm, owner) = (self.layout.pod_shm(&record.id), record.user_root());
+        blocking("pod shared memory", move || files::mount_shm(&shm, owner)).await
     }
 
     async fn write_files(&self, record: &PodRecord) -> Result<()> {
@@ -251,6 +282,7 @@ fn reserved(record: &PodRecord) -> Pod {
         ips: Vec::new(),
         live: None,
         containers: std::collections::BTreeSet::new(),
+        updating: Arc::default(),
     }
 }
 
@@ -276,8 +308,13 @@ fn check(config: &cri::PodSandboxConfig) -> Result<()> {
         CgroupPath::parse(&linux.cgroup_parent)?;
     }
     let security = linux.security_context.unwrap_or_default();
+    check::check_pod_security(&security)?;
     let namespaces = security.namespace_options.unwrap_or_default();
     check::check_modes(&namespaces)?;
+    if matches!(namespaces.ipc(), NamespaceMode::Container | NamespaceMode::Target) {
+        let reason = "a pod has POD or NODE IPC";
+        return Err(Error::invalid("linux.security_context.namespace_options.ipc", reason));
+    }
     if namespaces.network() == NamespaceMode::Container || namespaces.network() == NamespaceMode::Target {
         let reason = "a pod has POD or NODE network";
         return Err(Error::invalid("linux.security_context.namespace_options.network", reason));
@@ -286,11 +323,14 @@ fn check(config: &cri::PodSandboxConfig) -> Result<()> {
         let reason = "TARGET is for containers; a pod has POD, CONTAINER or NODE";
         return Err(Error::invalid("linux.security_context.namespace_options.pid", reason));
     }
-    if namespaces.userns_options.is_some_and(|userns| userns.mode() == NamespaceMode::Pod) {
-        let reason = "user namespaces are not built yet; use NODE";
-        return Err(Error::invalid("linux.security_context.namespace_options.userns_options", reason));
-    }
+    users::check_pod(&namespaces)?;
     check::check_sysctls(&linux.sysctls, &config_namespaces(config))
+}
+
+/// The limits a pod is asked for with.
+fn requested_limits(config: &cri::PodSandboxConfig) -> Result<Option<oci_spec::runtime::LinuxResources>> {
+    let Some(linux) = &config.linux else { return Ok(None) };
+    resources::of_pod(linux.overhead.as_ref(), linux.resources.as_ref())
 }
 
 fn config_namespaces(config: &cri::PodSandboxConfig) -> cri::NamespaceOption {

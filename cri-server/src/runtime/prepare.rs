@@ -6,18 +6,18 @@ use std::{
     io::Read,
     os::{
         fd::AsRawFd,
-        unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt},
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
     },
     path::{Component, Path, PathBuf},
 };
 
-use oci_spec::runtime::LinuxDeviceType;
 use podhold_proto::cri;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use super::propagation;
 use crate::{
     error::{Error, Result},
-    spec::{devices::HostDevice, mounts::HostMount, user::Accounts},
+    spec::{self, mounts::HostMount, user::Accounts},
 };
 
 /// Largest passwd or group file of an image that is read, in bytes.
@@ -69,9 +69,29 @@ pub(super) fn accounts(rootfs: &Path) -> Result<Accounts> {
     Ok(Accounts { passwd: read("etc/passwd")?, group: read("etc/group")? })
 }
 
+/// Refuses an image in which a link stands for a directory that the kernel's own file systems are mounted
+/// on. libcontainer makes links in `/dev` by its path before the root is changed: it would follow one to the
+/// host.
+pub(super) fn check_system_directories(rootfs: &Path) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(rootfs, flags, Mode::empty())
+        .map_err(Error::doing(format!("opening {}", rootfs.display())))?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    for name in ["dev", "proc", "sys"] {
+        match rustix::fs::openat2(&root, name, flags, Mode::empty(), resolve) {
+            Ok(_) | Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => {
+                let reason = format!("the image's /{name} is not a directory ({error}); use another image");
+                return Err(Error::Precondition(reason));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Makes the working directory beneath the container's root where it is missing, as runc does. Links in
-/// it are followed beneath the root.
-pub(super) fn make_working_dir(rootfs: &Path, dir: &str) -> Result<()> {
+/// it are followed beneath the root. `owner` is root of a pod with users of its own.
+pub(super) fn make_working_dir(rootfs: &Path, dir: &str, owner: Option<(u32, u32)>) -> Result<()> {
     let refuse = |reason: String| Error::invalid("working_dir", format!("{dir:?} {reason}"));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(rootfs, flags, Mode::empty())
@@ -87,7 +107,14 @@ pub(super) fn make_working_dir(rootfs: &Path, dir: &str) -> Result<()> {
             Err(rustix::io::Errno::NOENT) => {
                 rustix::fs::mkdirat(&above, part.as_os_str(), Mode::from_raw_mode(0o755))
                     .map_err(|error| refuse(format!("cannot be made in the image: {error}")))?;
-                look(&made).map_err(|error| refuse(format!("cannot be looked up: {error}")))?
+                let new = look(&made).map_err(|error| refuse(format!("cannot be looked up: {error}")))?;
+                if let Some((uid, gid)) = owner {
+                    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+                    let flags = rustix::fs::AtFlags::EMPTY_PATH;
+                    rustix::fs::chownat(&new, "", Some(uid), Some(gid), flags)
+                        .map_err(|error| refuse(format!("cannot be given to the pod's root: {error}")))?;
+                }
+                new
             }
             Err(error) => return Err(refuse(format!("is not a directory in the image: {error}"))),
         };
@@ -98,6 +125,11 @@ pub(super) fn make_working_dir(rootfs: &Path, dir: &str) -> Result<()> {
 /// The sources of the mounts: links resolved, missing directories made.
 pub(super) fn mounts(requested: &[cri::Mount]) -> Result<Vec<HostMount>> {
     let look_up = |(index, mount): (usize, &cri::Mount)| {
+        if spec::mounts::image(mount).is_some() {
+            // Found out when the image is mounted.
+            let source = PathBuf::new();
+            return Ok(HostMount { target: mount.container_path.clone(), source, request: mount.clone() });
+        }
         let source = Path::new(&mount.host_path);
         let field = || format!("mounts[{index}].host_path");
         if fs::symlink_metadata(source).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
@@ -111,81 +143,10 @@ pub(super) fn mounts(requested: &[cri::Mount]) -> Result<Vec<HostMount>> {
         let source: PathBuf = fs::canonicalize(source).map_err(|error| {
             Error::invalid(field(), format!("{} cannot be looked up: {error}", source.display()))
         })?;
+        propagation::check(index, mount, &source)?;
         Ok(HostMount { target: mount.container_path.clone(), source, request: mount.clone() })
     };
     requested.iter().enumerate().map(look_up).collect()
-}
-
-/// The devices of the request. A directory stands for all devices in it.
-pub(super) fn devices(requested: &[cri::Device]) -> Result<Vec<HostDevice>> {
-    let mut found = Vec::new();
-    for (index, device) in requested.iter().enumerate() {
-        let field = |name: &str| format!("devices[{index}].{name}");
-        let access = &device.permissions;
-        if access.is_empty() || !access.bytes().all(|b| matches!(b, b'r' | b'w' | b'm')) {
-            let reason = format!("{access:?} is not made of the letters r, w and m");
-            return Err(Error::invalid(field("permissions"), reason));
-        }
-        if !Path::new(&device.container_path).is_absolute() || device.container_path.contains("..") {
-            let reason = format!("{:?} is not an absolute path", device.container_path);
-            return Err(Error::invalid(field("container_path"), reason));
-        }
-        let before = found.len();
-        collect(Path::new(&device.host_path), &device.container_path, access, &mut found).map_err(
-            |error| Error::invalid(field("host_path"), format!("{:?}: {error}", device.host_path)),
-        )?;
-        if found.len() == before {
-            let reason = format!("{:?} is not a device and holds none", device.host_path);
-            return Err(Error::invalid(field("host_path"), reason));
-        }
-    }
-    Ok(found)
-}
-
-/// Every device of the host, for a privileged container.
-pub(super) fn all_devices() -> Result<Vec<HostDevice>> {
-    let mut found = Vec::new();
-    collect(Path::new("/dev"), "/dev", "rwm", &mut found).map_err(Error::doing("looking up /dev"))?;
-    // These are made for every container, with its own terminal behind them.
-    let own =
-        ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/console"];
-    let mounted = ["/dev/pts/", "/dev/shm/", "/dev/mqueue/"];
-    found.retain(|device| {
-        let target = device.target.as_str();
-        !own.contains(&target) && target != "/dev/ptmx" && !mounted.iter().any(|dir| target.starts_with(dir))
-    });
-    Ok(found)
-}
-
-fn collect(source: &Path, target: &str, access: &str, found: &mut Vec<HostDevice>) -> std::io::Result<()> {
-    let metadata = fs::metadata(source)?;
-    let kind = metadata.file_type();
-    if kind.is_dir() {
-        for entry in fs::read_dir(source)? {
-            let entry = entry?;
-            // A link would name a device twice, or lead out of the directory.
-            let kind = entry.file_type()?;
-            if kind.is_dir() || kind.is_char_device() || kind.is_block_device() {
-                let target = format!("{target}/{}", entry.file_name().to_string_lossy());
-                collect(&entry.path(), &target, access, found)?;
-            }
-        }
-        return Ok(());
-    }
-    let kind = match (kind.is_char_device(), kind.is_block_device()) {
-        (true, _) => LinuxDeviceType::C,
-        (_, true) => LinuxDeviceType::B,
-        _ => return Ok(()),
-    };
-    let number = metadata.rdev();
-    found.push(HostDevice {
-        target: target.to_owned(),
-        kind,
-        number: (rustix::fs::major(number).into(), rustix::fs::minor(number).into()),
-        owner: (metadata.mode() & 0o7777, metadata.uid(), metadata.gid()),
-        access: access.to_owned(),
-    });
-    Ok(())
 }
 
 /// A seccomp profile of the node.
@@ -195,8 +156,13 @@ pub(super) fn read_profile(path: &str) -> Result<String> {
         return Err(Error::invalid(field, format!("{path:?} is not an absolute path")));
     }
     let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(LARGEST_PROFILE).read_to_string(&mut text))
+    // A FIFO in its place would have us wait for a writer.
+    let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
+    opened
+        .and_then(|file| match file.metadata()?.is_file() {
+            true => file.take(LARGEST_PROFILE).read_to_string(&mut text),
+            false => Err(std::io::Error::other("is not a file")),
+        })
         .map_err(|error| Error::invalid(field, format!("{path} cannot be read: {error}")))?;
     Ok(text)
 }
@@ -226,9 +192,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         rustix::fs::symlink("/../..", root.path().join("out")).unwrap();
         fs::write(root.path().join("file"), "").unwrap();
-        make_working_dir(root.path(), "/a/b").unwrap();
-        make_working_dir(root.path(), "/out/c").unwrap();
+        make_working_dir(root.path(), "/a/b", None).unwrap();
+        make_working_dir(root.path(), "/out/c", None).unwrap();
         assert!(root.path().join("a/b").is_dir() && root.path().join("c").is_dir());
-        assert!(make_working_dir(root.path(), "/file").is_err());
+        assert!(make_working_dir(root.path(), "/file", None).is_err());
     }
 }

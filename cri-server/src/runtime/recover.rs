@@ -13,7 +13,7 @@ use podhold_sandbox::{
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use super::Runtime;
+use super::{Runtime, volumes};
 use crate::{
     error::{Error, Result},
     state::{
@@ -83,6 +83,7 @@ impl Runtime {
             phase,
             live: None,
             containers: BTreeSet::new(),
+            updating: Arc::default(),
         });
         for container in names(&self.layout.pod_state(&id).join("containers")).unwrap_or_default() {
             self.load_container(&id, &container);
@@ -264,13 +265,20 @@ impl Runtime {
                 .filter_map(|name| PodId::parse(name).ok())
                 .collect();
             for key in snapshots.keys() {
-                let Ok(id) = ContainerId::parse(&key) else { continue };
+                let Some(id) = ContainerId::parse(&key).ok().or_else(|| volumes::owner(&key)) else {
+                    continue;
+                };
                 if pods.iter().any(|pod| layout.container_record(pod, &id).exists()) {
                     continue;
                 }
                 warn!(container = %key, "belongs to no container; undone");
-                let rootfs = pods.iter().map(|pod| layout.rootfs(pod, &id)).find(|rootfs| rootfs.exists());
-                if let Some(Err(error)) = rootfs.map(|rootfs| snapshots.unmount(&rootfs)) {
+                let index = key.split_once('.').map(|(_, index)| index.to_owned());
+                let place = |pod: &PodId| match &index {
+                    Some(index) => layout.volumes(pod, &id).join(index),
+                    None => layout.rootfs(pod, &id),
+                };
+                let mounted = pods.iter().map(place).find(|place| place.exists());
+                if let Some(Err(error)) = mounted.map(|mounted| snapshots.unmount(&mounted)) {
                     warn!(container = %key, %error, "root filesystem not unmounted");
                     continue;
                 }

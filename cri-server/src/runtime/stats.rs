@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
@@ -14,7 +13,7 @@ use podhold_sandbox::{
 };
 use tracing::debug;
 
-use super::{Runtime, blocking};
+use super::{Runtime, blocking, layers::Layers};
 use crate::{
     error::{Error, Result},
     state::{Container, Pod},
@@ -22,8 +21,13 @@ use crate::{
 
 /// Shortest time over which a CPU rate means something.
 const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
-/// How long the size of a writable layer is believed: counting it walks a directory tree.
-const LAYER_AGE: Duration = Duration::from_secs(10);
+
+/// Fewer objects than this are not worth another thread.
+const LEAST_PART: usize = 8;
+/// Age up to which the time since its start is the window of an object's first CPU rate.
+const YOUNG: Duration = Duration::from_secs(60);
+/// The interface that CNI makes first in each pod.
+const DEFAULT_INTERFACE: &str = "eth0";
 
 /// What a container uses.
 #[derive(Debug, Clone)]
@@ -63,7 +67,7 @@ pub struct PodUsage {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     cpu: Mutex<HashMap<String, CpuReading>>,
-    layers: Mutex<HashMap<ContainerId, (Instant, podhold_image::Usage)>>,
+    layers: Layers,
 }
 
 /// Two points between which a rate was computed.
@@ -72,6 +76,21 @@ struct CpuReading {
     at: Instant,
     usage_ns: u64,
     rate: Option<u64>,
+}
+
+impl CpuReading {
+    /// Within the shortest window nothing changes, so that many who ask do not spoil it for each other;
+    /// an object that is younger has a first rate all the same.
+    fn next(self, now: Instant, usage_ns: u64) -> Self {
+        let window = now.duration_since(self.at);
+        let short = window < SHORTEST_WINDOW;
+        if window.is_zero() || (short && self.rate.is_some()) {
+            return self;
+        }
+        let used = u128::from(usage_ns.saturating_sub(self.usage_ns));
+        let rate = u64::try_from(used * 1_000_000_000 / window.as_nanos()).ok();
+        if short { Self { rate, ..self } } else { Self { at: now, usage_ns, rate } }
+    }
 }
 
 impl Runtime {
@@ -88,13 +107,9 @@ impl Runtime {
         .await
     }
 
-    /// What the running ones of these containers use.
+    /// What the running ones of these containers use, in their order.
     pub async fn containers_usage(self: &Arc<Self>, of: Vec<Container>) -> Result<Vec<ContainerUsage>> {
-        let runtime = Arc::clone(self);
-        blocking("container statistics", move || {
-            Ok(of.into_iter().filter_map(|container| runtime.read_container(container)).collect())
-        })
-        .await
+        self.side_by_side("container statistics", of, Self::read_container).await
     }
 
     /// What a pod uses.
@@ -110,24 +125,47 @@ impl Runtime {
         .await
     }
 
-    /// What the running ones of these pods use.
+    /// What the running ones of these pods use, in their order.
     pub async fn pods_usage(self: &Arc<Self>, of: Vec<Pod>) -> Result<Vec<PodUsage>> {
-        let runtime = Arc::clone(self);
-        blocking("pod statistics", move || {
-            Ok(of.into_iter().filter_map(|pod| runtime.read_pod(pod)).collect())
-        })
-        .await
+        self.side_by_side("pod statistics", of, Self::read_pod).await
+    }
+
+    /// Reads many on several processors: the kernel takes its time for each.
+    pub(super) async fn side_by_side<Of: Send + 'static, Usage: Send + 'static>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        of: Vec<Of>,
+        read: fn(&Self, Of) -> Option<Usage>,
+    ) -> Result<Vec<Usage>> {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let part = of.len().div_ceil(processors).max(LEAST_PART);
+        let mut of = of.into_iter();
+        let mut parts = Vec::new();
+        loop {
+            let part: Vec<Of> = of.by_ref().take(part).collect();
+            if part.is_empty() {
+                break;
+            }
+            let runtime = Arc::clone(self);
+            // Begun here, awaited below.
+            parts.push(tokio::spawn(blocking(operation, move || {
+                Ok(part.into_iter().filter_map(|one| read(&runtime, one)).collect::<Vec<Usage>>())
+            })));
+        }
+        let mut all = Vec::new();
+        for part in parts {
+            all.extend(part.await.map_err(Error::doing(operation))??);
+        }
+        Ok(all)
     }
 
     /// Bytes and inodes of the writable layers of all containers.
     pub async fn writable_layers(self: &Arc<Self>) -> Result<podhold_image::Usage> {
         let runtime = Arc::clone(self);
         blocking("writable layers", move || {
-            let snapshots = runtime.images.snapshots();
             let mut sum = podhold_image::Usage::default();
             for container in runtime.store.containers() {
-                let id = &container.record.id;
-                if let Some(usage) = runtime.usage.layer(id, || snapshots.usage(id.as_str()).ok()) {
+                if let Some(usage) = runtime.layer_usage(&container.record.id) {
                     sum.bytes += usage.bytes;
                     sum.inodes += usage.inodes;
                 }
@@ -139,40 +177,55 @@ impl Runtime {
 
     /// Blocks. `None` when it does not run (any more).
     fn read_container(&self, container: Container) -> Option<ContainerUsage> {
-        container.phase.run()?;
+        let run = container.phase.run()?;
         let id = container.record.id.clone();
-        let stats = match self.cgroups.stats(&container.record.cgroup) {
+        let stats = match self.cgroups.usage(&container.record.cgroup) {
             Ok(stats) => stats,
             Err(error) => {
                 debug!(container = %id, %error, "no statistics");
                 return None;
             }
         };
-        let nano_cores = stats.cpu.usage_ns.and_then(|usage| self.usage.rate(id.as_str(), usage));
-        let snapshots = self.images.snapshots();
-        let layer = self.usage.layer(&id, || snapshots.usage(id.as_str()).ok());
+        let used = stats.cpu.usage_ns;
+        let nano_cores = used.and_then(|usage| self.usage.rate(id.as_str(), usage, run.started_at));
+        let layer = self.layer_usage(&id);
         Some(ContainerUsage { container, at: SystemTime::now(), stats, nano_cores, layer })
     }
 
     /// Blocks. `None` when it does not run (any more).
     fn read_pod(&self, pod: Pod) -> Option<PodUsage> {
         pod.live.as_ref()?;
-        let stats = self.cgroups.stats(&pod.record.cgroup).ok()?;
+        let stats = self.cgroups.usage(&pod.record.cgroup).ok()?;
         let id = pod.record.id.clone();
-        let nano_cores = stats.cpu.usage_ns.and_then(|usage| self.usage.rate(id.as_str(), usage));
-        let interfaces = if pod.record.host_network() { Vec::new() } else { self.interfaces(&id) };
+        let used = stats.cpu.usage_ns;
+        let nano_cores = used.and_then(|usage| self.usage.rate(id.as_str(), usage, pod.record.created_at));
+        let interfaces = self.interfaces(&pod);
         let containers = self.store.containers_of(&id);
         let containers = containers.into_iter().filter_map(|c| self.read_container(c)).collect();
         let processes = self.cgroups.procs(&pod.record.cgroup).map_or(0, |pids| pids.len() as u64);
         Some(PodUsage { pod, at: SystemTime::now(), stats, nano_cores, interfaces, processes, containers })
     }
 
-    fn interfaces(&self, pod: &PodId) -> Vec<InterfaceStats> {
-        let path: PathBuf = self.layout.netns(pod);
-        match netns::interface_stats(&path) {
-            Ok(all) => all.into_iter().filter(|interface| interface.name != "lo").collect(),
+    /// The size of a container's writable layer, counted lately. Blocks.
+    pub(super) fn layer_usage(&self, id: &ContainerId) -> Option<podhold_image::Usage> {
+        let (snapshots, key) = (self.images.snapshots(), id.to_string());
+        self.usage.layers.size(id, move || snapshots.usage(&key).ok())
+    }
+
+    /// The pod's interfaces but loopback, the one the network made first; none on the host's network.
+    pub(super) fn interfaces(&self, pod: &Pod) -> Vec<InterfaceStats> {
+        if pod.record.host_network() {
+            return Vec::new();
+        }
+        let pause = pod.live.as_ref().map_or(0, |live| live.pause_pid());
+        match netns::interface_stats_of(pause, &self.layout.netns(&pod.record.id)) {
+            Ok(mut all) => {
+                all.retain(|interface| interface.name != "lo");
+                all.sort_by_key(|interface| interface.name != DEFAULT_INTERFACE);
+                all
+            }
             Err(error) => {
-                debug!(pod = %pod, %error, "no network statistics");
+                debug!(pod = %pod.record.id, %error, "no network statistics");
                 Vec::new()
             }
         }
@@ -180,52 +233,52 @@ impl Runtime {
 }
 
 impl Memory {
-    /// The rate since the last reading that is old enough.
-    fn rate(&self, id: &str, usage_ns: u64) -> Option<u64> {
+    /// The rate since the last reading that is old enough; for a young object's first, since its start.
+    fn rate(&self, id: &str, usage_ns: u64, begun: SystemTime) -> Option<u64> {
         let now = Instant::now();
         let mut all = self.cpu.lock().expect("no code panics while it holds the readings");
-        let Some(last) = all.get_mut(id) else {
-            all.insert(id.to_owned(), CpuReading { at: now, usage_ns, rate: None });
-            return None;
+        let last = match all.get(id) {
+            Some(last) => *last,
+            None => {
+                let age = begun.elapsed().ok().filter(|age| *age < YOUNG);
+                let at = age.and_then(|age| now.checked_sub(age)).unwrap_or(now);
+                CpuReading { at, usage_ns: if at < now { 0 } else { usage_ns }, rate: None }
+            }
         };
-        let window = now.duration_since(last.at);
-        if window < SHORTEST_WINDOW {
-            return last.rate;
-        }
-        let used = u128::from(usage_ns.saturating_sub(last.usage_ns));
-        let rate = u64::try_from(used * 1_000_000_000 / window.as_nanos().max(1)).ok();
-        *last = CpuReading { at: now, usage_ns, rate };
-        rate
-    }
-
-    /// The size of a writable layer, counted anew when the last count is too old.
-    fn layer(
-        &self,
-        id: &ContainerId,
-        count: impl FnOnce() -> Option<podhold_image::Usage>,
-    ) -> Option<podhold_image::Usage> {
-        let known = self.layers.lock().expect("no code panics while it holds the sizes").get(id).copied();
-        if let Some((at, usage)) = known
-            && at.elapsed() < LAYER_AGE
-        {
-            return Some(usage);
-        }
-        let usage = count()?;
-        self.layers
-            .lock()
-            .expect("no code panics while it holds the sizes")
-            .insert(id.clone(), (Instant::now(), usage));
-        Some(usage)
+        let next = last.next(now, usage_ns);
+        all.insert(id.to_owned(), next);
+        next.rate
     }
 
     /// Forgets a container's readings.
     pub(super) fn forget(&self, id: &ContainerId) {
         self.cpu.lock().expect("no code panics while it holds the readings").remove(id.as_str());
-        self.layers.lock().expect("no code panics while it holds the sizes").remove(id);
+        self.layers.forget(id);
     }
 
     /// Forgets a pod's readings.
     pub(super) fn forget_pod(&self, id: &PodId) {
         self.cpu.lock().expect("no code panics while it holds the readings").remove(id.as_str());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_of_the_time_since_the_last_reading_that_is_old_enough() {
+        let memory = Memory::default();
+        let begun = SystemTime::now() - Duration::from_secs(10);
+        let since_start = memory.rate("young", 5_000_000_000, begun).unwrap();
+        assert!((499_000_000..=500_000_000).contains(&since_start), "{since_start}");
+        assert_eq!(memory.rate("young", 6_000_000_000, begun), Some(since_start), "asked again at once");
+        let long_ago = SystemTime::now() - Duration::from_secs(3600);
+        assert_eq!(memory.rate("old", 5_000_000_000, long_ago), None, "nobody knows its last minute");
+        let start = Instant::now();
+        let first = CpuReading { at: start, usage_ns: 100, rate: None };
+        let second = first.next(start + Duration::from_secs(2), 1_000_000_100);
+        assert_eq!(second.rate, Some(500_000_000));
+        assert_eq!(second.next(start + Duration::from_secs(4), 0).rate, Some(0), "a counter that fell back");
     }
 }

@@ -8,7 +8,7 @@ use podhold_image::Snapshots;
 use podhold_sandbox::{ContainerId, Layout, PodId, netns};
 use tracing::warn;
 
-use super::{Runtime, blocking, files};
+use super::{Runtime, blocking, files, volumes::Place};
 use crate::{
     error::{Error, Result},
     state::{ContainerRecord, PodRecord},
@@ -121,12 +121,15 @@ impl Runtime {
         let cgroups = self.cgroups.clone();
         let snapshots = self.images.snapshots();
         let cgroup = record.cgroup.clone();
+        let volumes: Vec<usize> = record.volumes.keys().copied().collect();
         let runtime = Arc::clone(self);
         blocking("container", move || {
             if cgroups.exists(&cgroup) {
                 cgroups.kill(&cgroup)?;
                 cgroups.remove(&cgroup)?;
             }
+            let snapshots = snapshots.as_ref();
+            Place { layout: &layout, snapshots, pod: &pod, container: &id }.undo(volumes)?;
             let rootfs = layout.rootfs(&pod, &id);
             snapshots.unmount(&rootfs).map_err(Error::doing("container root"))?;
             snapshots.remove(id.as_str()).map_err(Error::doing("container root"))?;
@@ -148,6 +151,7 @@ impl Runtime {
 fn drop_strays(layout: &Layout, pod: &PodId, snapshots: &dyn Snapshots) -> Result<()> {
     for name in super::recover::names(&layout.pod_run(pod).join("containers"))? {
         let Ok(id) = ContainerId::parse(&name) else { continue };
+        Place { layout, snapshots, pod, container: &id }.undo([])?;
         snapshots.unmount(&layout.rootfs(pod, &id)).map_err(Error::doing("container root"))?;
         snapshots.remove(id.as_str()).map_err(Error::doing("container root"))?;
     }

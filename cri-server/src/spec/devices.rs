@@ -1,7 +1,10 @@
 //! Device nodes in a container and the rules that let it use them. Pure: the nodes have been looked up.
 
+use std::path::{Path, PathBuf};
+
 use oci_spec::runtime::{
-    LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
+    LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Mount,
+    MountBuilder,
 };
 
 use crate::error::{Error, Result};
@@ -11,6 +14,8 @@ use crate::error::{Error, Result};
 pub struct HostDevice {
     /// Where in the container.
     pub target: String,
+    /// Where on the host; no symbolic link in it.
+    pub source: PathBuf,
     /// Character or block device.
     pub kind: LinuxDeviceType,
     /// Major and minor number.
@@ -34,6 +39,25 @@ const ALWAYS: [(LinuxDeviceType, i64, Option<i64>); 9] = [
     (LinuxDeviceType::C, 136, None),
 ];
 
+/// Whether a device is made as a node. The others are bound: libcontainer makes nodes in /dev only.
+fn is_node(device: &&HostDevice) -> bool {
+    Path::new(&device.target).starts_with("/dev")
+}
+
+/// The nodes of the host to bind.
+pub fn binds(devices: &[HostDevice]) -> Result<Vec<Mount>> {
+    let one = |device: &HostDevice| {
+        MountBuilder::default()
+            .destination(&device.target)
+            .typ("bind")
+            .source(&device.source)
+            .options(["bind", "rprivate", "nosuid", "noexec"].map(str::to_owned))
+            .build()
+            .map_err(Error::doing("device"))
+    };
+    devices.iter().filter(|device| !is_node(device)).map(one).collect()
+}
+
 /// The nodes to make.
 pub fn nodes(devices: &[HostDevice]) -> Result<Vec<LinuxDevice>> {
     let one = |device: &HostDevice| {
@@ -48,7 +72,7 @@ pub fn nodes(devices: &[HostDevice]) -> Result<Vec<LinuxDevice>> {
             .build()
             .map_err(Error::doing("device"))
     };
-    devices.iter().map(one).collect()
+    devices.iter().filter(is_node).map(one).collect()
 }
 
 /// The rules: everything for a privileged container, otherwise nothing but the usual and the given ones.

@@ -19,14 +19,15 @@ use std::path::PathBuf;
 use oci_spec::{
     image::ImageConfiguration,
     runtime::{
-        Linux, LinuxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, RootBuilder, Spec, SpecBuilder,
+        Linux, LinuxBuilder, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceBuilder,
+        LinuxNamespaceType, RootBuilder, Spec, SpecBuilder,
     },
 };
 use podhold_cgroups::{CgroupPath, Version};
 use podhold_proto::cri::{self, NamespaceMode};
 use podhold_sandbox::{
     ContainerId,
-    launch::{NamespaceJoin, NamespaceKind, NamespaceOf},
+    launch::{IdMap, IdRange, NamespaceJoin, NamespaceKind, NamespaceOf},
 };
 
 pub use self::user::User;
@@ -35,7 +36,10 @@ use self::{
     mounts::{HostMount, PodFiles, Surroundings},
     process::Granted,
 };
-use crate::error::{Error, Result};
+use crate::{
+    descriptors::Limit,
+    error::{Error, Result},
+};
 
 /// Everything a specification is made of.
 #[derive(Debug)]
@@ -48,12 +52,18 @@ pub struct Inputs<'a> {
     pub user: &'a User,
     /// What it may do.
     pub capabilities: &'a Granted,
+    /// How many files it may have open.
+    pub descriptors: Limit,
     /// Its seccomp profile.
     pub seccomp: Option<LinuxSeccomp>,
+    /// Its AppArmor profile.
+    pub apparmor: Option<String>,
     /// Mounts of the request.
     pub mounts: &'a [HostMount],
     /// Files of the pod.
     pub files: &'a PodFiles,
+    /// The mapping of the pod's own user namespace.
+    pub users: Option<&'a IdMap>,
     /// Devices of the request, or all of the host's for a privileged container.
     pub devices: &'a [HostDevice],
     /// Its cgroup.
@@ -77,12 +87,22 @@ pub fn build(inputs: Inputs<'_>) -> Result<Spec> {
         privileged: security.privileged,
         readonly_root: security.readonly_rootfs,
         cgroups: inputs.cgroup_directories,
+        users: inputs.users,
+        host_network: security.namespace_options.as_ref().is_some_and(|o| o.network() == NamespaceMode::Node),
     };
+    let mut process = process::build(inputs.config, inputs.image, inputs.user, inputs.capabilities)?;
+    process.set_rlimits(Some(vec![process::open_files(inputs.descriptors)?]));
+    process.set_apparmor_profile(inputs.apparmor.clone());
     let mut spec = SpecBuilder::default()
         .version("1.0.2")
         .root(root)
-        .process(process::build(inputs.config, inputs.image, inputs.user, inputs.capabilities)?)
-        .mounts(mounts::build(inputs.mounts, around)?)
+        .process(process)
+        .mounts(
+            mounts::build(inputs.mounts, around)?
+                .into_iter()
+                .chain(devices::binds(inputs.devices)?)
+                .collect::<Vec<_>>(),
+        )
         .linux(linux(&inputs, &security)?)
         .build()
         .map_err(Error::doing("container specification"))?;
@@ -105,7 +125,11 @@ fn linux(inputs: &Inputs<'_>, security: &cri::LinuxContainerSecurityContext) -> 
             kinds.push(kind);
         }
     }
-    if inputs.cgroup_version == Version::V2 && !security.privileged {
+    if inputs.users.is_some() {
+        kinds.push(LinuxNamespaceType::User);
+    }
+    // The host's cgroups cannot be mounted from a user namespace of the pod's.
+    if inputs.cgroup_version == Version::V2 && (!security.privileged || inputs.users.is_some()) {
         kinds.push(LinuxNamespaceType::Cgroup);
     }
     let namespaces = kinds
@@ -118,6 +142,9 @@ fn linux(inputs: &Inputs<'_>, security: &cri::LinuxContainerSecurityContext) -> 
         .cgroups_path(inputs.cgroup.as_str())
         .resources(resources::build(&limits, rules)?)
         .devices(devices::nodes(inputs.devices)?);
+    if let Some(map) = inputs.users {
+        linux = linux.uid_mappings(id_mappings(&map.uids)?).gid_mappings(id_mappings(&map.gids)?);
+    }
     // Said in either case: left out, they would be oci-spec's own.
     let paths = |list: &[String]| if security.privileged { Vec::new() } else { list.to_vec() };
     linux = linux.masked_paths(paths(&security.masked_paths)).readonly_paths(paths(&security.readonly_paths));
@@ -127,10 +154,25 @@ fn linux(inputs: &Inputs<'_>, security: &cri::LinuxContainerSecurityContext) -> 
     linux.build().map_err(Error::doing("linux section"))
 }
 
+fn id_mappings(ranges: &[IdRange]) -> Result<Vec<LinuxIdMapping>> {
+    let one = |range: &IdRange| {
+        LinuxIdMappingBuilder::default()
+            .container_id(range.container)
+            .host_id(range.host)
+            .size(range.length)
+            .build()
+            .map_err(Error::doing("id mapping"))
+    };
+    ranges.iter().map(one).collect()
+}
+
 /// The namespaces a container shares: with its pod, or by TARGET with another container.
 pub fn joins(options: &cri::NamespaceOption) -> Result<Vec<NamespaceJoin>> {
     let of_pod = |kind| NamespaceJoin { kind, of: NamespaceOf::Pod };
     let mut joins = Vec::new();
+    if options.userns_options.as_ref().is_some_and(|users| users.mode() == NamespaceMode::Pod) {
+        joins.push(of_pod(NamespaceKind::User));
+    }
     if options.network() != NamespaceMode::Node {
         joins.extend([of_pod(NamespaceKind::Net), of_pod(NamespaceKind::Uts)]);
     }

@@ -1,11 +1,15 @@
 //! What a container sees where. Pure: host paths have been looked up and made by the caller.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Mount, MountBuilder};
 use podhold_proto::cri;
+use podhold_sandbox::launch::IdMap;
 
 use crate::error::{Error, Result};
+
+/// The group that terminals belong to.
+const TTY: u32 = 5;
 
 /// Files and directories of the pod that all its containers share.
 #[derive(Debug, Clone)]
@@ -31,6 +35,14 @@ pub struct HostMount {
     pub request: cri::Mount,
 }
 
+impl HostMount {
+    /// Whether its source is to be shown with the ids of its pod's user namespace. Not an image volume: that
+    /// is mounted so already, and the kubelet sends mappings with every mount.
+    pub fn is_mapped(&self) -> bool {
+        image(&self.request).is_none() && !self.request.uid_mappings.is_empty()
+    }
+}
+
 /// What the mounts depend on besides the request's own.
 #[derive(Debug, Clone, Copy)]
 pub struct Surroundings<'a> {
@@ -42,11 +54,15 @@ pub struct Surroundings<'a> {
     pub readonly_root: bool,
     /// Its cgroup's directory in each hierarchy of cgroup version 1, by name; empty on version 2.
     pub cgroups: &'a [(String, PathBuf)],
+    /// The mapping of its pod's own user namespace.
+    pub users: Option<&'a IdMap>,
+    /// Whether it has the host's network.
+    pub host_network: bool,
 }
 
 /// All mounts, in the order in which they are made: a mount never hides one that was asked for.
 pub fn build(requested: &[HostMount], around: Surroundings<'_>) -> Result<Vec<Mount>> {
-    let mut mounts = system(around.privileged)?;
+    let mut mounts = system(around)?;
     mounts.extend(cgroups(around)?);
     let wanted = |target: &str| requested.iter().any(|mount| clean(&mount.target) == Path::new(target));
     let files = around.files;
@@ -64,8 +80,15 @@ pub fn build(requested: &[HostMount], around: Surroundings<'_>) -> Result<Vec<Mo
     let mut rest: Vec<&HostMount> = requested.iter().collect();
     rest.sort_by_key(|mount| clean(&mount.target).components().count());
     for mount in rest {
-        mounts.retain(|made| made.destination() != &clean(&mount.target));
-        mounts.push(bind(&mount.target, &mount.source, options(&mount.request)?)?);
+        // The tmpfs at /dev stays: libcontainer works in it, until the shim puts the bind in its place.
+        let base = |made: &Mount| is_dev(&mount.request) && made.typ().as_deref() == Some("tmpfs");
+        mounts.retain(|made| made.destination() != &clean(&mount.target) || base(made));
+        let mut made = bind(&mount.target, &mount.source, options(&mount.request)?)?;
+        if let Some(map) = around.users.filter(|_| mount.is_mapped()) {
+            made.set_uid_mappings(Some(super::id_mappings(&map.uids)?));
+            made.set_gid_mappings(Some(super::id_mappings(&map.gids)?));
+        }
+        mounts.push(made);
     }
     Ok(mounts)
 }
@@ -86,23 +109,32 @@ pub fn check(index: usize, mount: &cri::Mount) -> Result<()> {
         let reason = format!("{:?} lies in /proc, which is the kernel's own", mount.container_path);
         return Err(Error::invalid(field("container_path"), reason));
     }
-    let walks_up = target.components().any(|part| part == std::path::Component::ParentDir);
-    if !target.is_absolute() || walks_up || clean(&mount.container_path) == Path::new("/") {
+    if is_dev(mount) && mount.propagation() == cri::MountPropagation::PropagationBidirectional {
+        let reason = "PROPAGATION_BIDIRECTIONAL at /dev would carry the container's own /dev/pts and /dev/shm \
+                      to the host; use PROPAGATION_HOST_TO_CONTAINER";
+        return Err(Error::invalid(field("propagation"), reason));
+    }
+    if is_dev(mount) && image(mount).is_some() {
+        return Err(Error::invalid(field("container_path"), "is /dev, which cannot be an image"));
+    }
+    let walks_up = target.components().any(|part| part == Component::ParentDir);
+    if !target.is_absolute()
+        || walks_up
+        || mount.container_path.contains('\0')
+        || clean(&mount.container_path) == Path::new("/")
+    {
         let reason = format!("{:?} is not an absolute path below the container's root", mount.container_path);
         return Err(Error::invalid(field("container_path"), reason));
     }
-    if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
-        return Err(Error::invalid(field("image"), "image volumes are not built yet; use a host path"));
-    }
-    if !Path::new(&mount.host_path).is_absolute() {
+    if image(mount).is_some() {
+        check_image(mount).map_err(|(name, reason)| Error::invalid(field(name), reason))?;
+    } else if !mount.image_sub_path.is_empty() {
+        return Err(Error::invalid(field("image_sub_path"), "needs an image; set image, or leave it out"));
+    } else if mount.host_path.len() > 4095 {
+        return Err(Error::invalid(field("host_path"), "is longer than a path can be"));
+    } else if !Path::new(&mount.host_path).is_absolute() || mount.host_path.contains('\0') {
         let reason = format!("{:?} is not an absolute path on the host", mount.host_path);
         return Err(Error::invalid(field("host_path"), reason));
-    }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(Error::invalid(
-            field("uidMappings"),
-            "idmapped mounts are not built yet; leave them out",
-        ));
     }
     if mount.selinux_relabel && !Path::new("/sys/fs/selinux/enforce").exists() {
         // The kubelet sets this wherever a pod has volumes; without SELinux there is nothing to relabel.
@@ -112,6 +144,35 @@ pub fn check(index: usize, mount: &cri::Mount) -> Result<()> {
         Error::Invalid { field: name, reason } => Error::invalid(field(&name), reason),
         other => other,
     })
+}
+
+/// Whether a mount takes the place of all of `/dev`.
+pub fn is_dev(mount: &cri::Mount) -> bool {
+    clean(&mount.container_path) == Path::new("/dev")
+}
+
+/// The image a mount names; `None` for one of a host path.
+pub fn image(mount: &cri::Mount) -> Option<&str> {
+    mount.image.as_ref().map(|image| image.image.as_str()).filter(|name| !name.is_empty())
+}
+
+/// What an image volume may not ask for: the field and the reason.
+fn check_image(mount: &cri::Mount) -> std::result::Result<(), (&'static str, String)> {
+    let sub_path = Path::new(&mount.image_sub_path);
+    let plain = sub_path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if !plain || mount.image_sub_path.contains('\0') || mount.image_sub_path.len() > 4000 {
+        let reason = format!("{:?} is not a relative path without '..'", mount.image_sub_path);
+        return Err(("image_sub_path", reason));
+    }
+    let refusals = [
+        (!mount.host_path.is_empty(), "host_path", "and image exclude each other; set one"),
+        (!mount.readonly, "readonly", "is false; a mounted image is read-only, set it"),
+        (mount.propagation != 0, "propagation", "is for host paths; leave it private with image"),
+    ];
+    match refusals.into_iter().find(|(wrong, ..)| *wrong) {
+        Some((_, field, reason)) => Err((field, reason.to_owned())),
+        None => Ok(()),
+    }
 }
 
 /// The options of a bind mount.
@@ -142,7 +203,7 @@ fn options(mount: &cri::Mount) -> Result<Vec<String>> {
 
 /// A path without `.` and double or trailing slashes.
 fn clean(path: &str) -> PathBuf {
-    Path::new(path).components().filter(|part| *part != std::path::Component::CurDir).collect()
+    Path::new(path).components().filter(|part| *part != Component::CurDir).collect()
 }
 
 fn bind(target: &str, source: &Path, mut options: Vec<String>) -> Result<Mount> {
@@ -154,27 +215,31 @@ fn bind(target: &str, source: &Path, mut options: Vec<String>) -> Result<Mount> 
 }
 
 /// The kernel's own file systems.
-fn system(privileged: bool) -> Result<Vec<Mount>> {
-    let access = if privileged { "rw" } else { "ro" };
-    let table: [(&str, &str, &str, &[&str]); 5] = [
+fn system(around: Surroundings<'_>) -> Result<Vec<Mount>> {
+    let access = if around.privileged { "rw" } else { "ro" };
+    let table: [(&str, &str, &str, &[&str]); 4] = [
         ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        (
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
+        ("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
         ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
     ];
-    table
-        .into_iter()
-        .map(|(target, kind, source, options)| {
-            let options = options.iter().map(|option| (*option).to_owned()).collect();
-            mount(target.into(), kind, source.into(), options)
-        })
-        .collect()
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let mut mounts = Vec::new();
+    for (target, kind, source, options) in table {
+        let mut options = words(options);
+        if kind == "devpts" && around.users.is_none_or(|map| map.gids.iter().any(|ids| ids.length > TTY)) {
+            options.push(format!("gid={TTY}"));
+        }
+        mounts.push(mount(target.into(), kind, source.into(), options)?);
+    }
+    mounts.push(if around.users.is_some() && around.host_network {
+        // A sysfs shows a network, and only who owns that may mount it; so the host's, and never writable.
+        let options = ["rbind", "rprivate", "nosuid", "noexec", "nodev", "ro", "rro"];
+        mount("/sys".into(), "bind", "/sys".into(), words(&options))?
+    } else {
+        mount("/sys".into(), "sysfs", "sysfs".into(), words(&["nosuid", "noexec", "nodev", access]))?
+    });
+    Ok(mounts)
 }
 
 /// The container's view of its own cgroups.
@@ -236,7 +301,14 @@ mod tests {
     #[test]
     fn what_was_asked_for_replaces_what_is_there_by_default_and_comes_last() {
         let files = files();
-        let around = Surroundings { files: &files, privileged: false, readonly_root: false, cgroups: &[] };
+        let around = Surroundings {
+            files: &files,
+            privileged: false,
+            readonly_root: false,
+            cgroups: &[],
+            users: None,
+            host_network: false,
+        };
         let asked = [request("/etc/hosts/"), request("/data/deep"), request("/data"), request("/dev/shm")];
         let mounts = build(&asked, around).unwrap();
         let targets: Vec<&str> = mounts.iter().filter_map(|mount| mount.destination().to_str()).collect();

@@ -5,14 +5,17 @@ use std::collections::HashSet;
 use oci_spec::{
     image::ImageConfiguration,
     runtime::{
-        Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, Process, ProcessBuilder,
-        UserBuilder,
+        Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, PosixRlimit,
+        PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, UserBuilder,
     },
 };
 use podhold_proto::cri;
 
 use super::User;
-use crate::error::{Error, Result};
+use crate::{
+    descriptors::Limit,
+    error::{Error, Result},
+};
 
 /// Search path of containers whose image sets none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -62,6 +65,16 @@ pub fn build(
     Ok(process)
 }
 
+/// How many files a process may have open, in OCI words.
+pub fn open_files(limit: Limit) -> Result<PosixRlimit> {
+    PosixRlimitBuilder::default()
+        .typ(PosixRlimitType::RlimitNofile)
+        .soft(limit.soft)
+        .hard(limit.hard)
+        .build()
+        .map_err(Error::doing("limit on open files"))
+}
+
 /// The security context, with its defaults.
 pub fn security(config: &cri::ContainerConfig) -> cri::LinuxContainerSecurityContext {
     config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
@@ -94,7 +107,7 @@ fn arguments(config: &cri::ContainerConfig, image: &oci_spec::image::Config) -> 
         }
         Some(first) if first.is_empty() => Err(Error::invalid("command", "the program's name is empty")),
         Some(_) if all.iter().any(|arg| arg.contains('\0')) => {
-            Err(Error::invalid("command", "an argument holds a NUL byte"))
+            Err(Error::invalid("command", "it or a word of args holds a NUL byte"))
         }
         Some(_) => Ok(all),
     }

@@ -11,6 +11,9 @@ use podhold_proto::cri;
 
 use crate::error::{Error, Result};
 
+/// The kernel's period of CPU quotas, microseconds.
+const DEFAULT_PERIOD: i64 = 100_000;
+
 /// Limits for a container's cgroup. What the request leaves at zero stays unlimited.
 pub fn build(
     limits: &cri::LinuxContainerResources,
@@ -79,8 +82,50 @@ pub fn updated(
     merged
 }
 
+/// Limits for a pod's cgroup: those of its containers together, and what the pod itself takes. What the
+/// containers have no limit of, the pod has none of either. `None` when nothing is limited.
+pub fn of_pod(
+    overhead: Option<&cri::LinuxContainerResources>,
+    containers: Option<&cri::LinuxContainerResources>,
+) -> Result<Option<LinuxResources>> {
+    if let Some(overhead) = overhead {
+        // Beside its containers a pod may take less than a container needs.
+        check_as("linux.overhead", overhead, 1)?;
+    }
+    let Some(containers) = containers else { return Ok(None) };
+    check(containers)?;
+    let none = cri::LinuxContainerResources::default();
+    let overhead = overhead.unwrap_or(&none);
+    let sum = |of: i64, more: i64| if of > 0 { of.saturating_add(more.max(0)) } else { of };
+    let period = if containers.cpu_period > 0 { containers.cpu_period } else { DEFAULT_PERIOD };
+    let more_quota = match overhead.cpu_period {
+        other if other > 0 && other != period => {
+            let scaled = i128::from(overhead.cpu_quota.max(0)) * i128::from(period) / i128::from(other);
+            i64::try_from(scaled).unwrap_or(i64::MAX)
+        }
+        _ => overhead.cpu_quota,
+    };
+    let mut together = containers.clone();
+    together.cpu_shares = sum(containers.cpu_shares, overhead.cpu_shares);
+    together.cpu_quota = sum(containers.cpu_quota, more_quota);
+    together.memory_limit_in_bytes = sum(containers.memory_limit_in_bytes, overhead.memory_limit_in_bytes);
+    together.memory_swap_limit_in_bytes =
+        sum(containers.memory_swap_limit_in_bytes, overhead.memory_limit_in_bytes);
+    // It is for processes, and a pod's cgroup has none of its own.
+    together.oom_score_adj = 0;
+    if together == none {
+        return Ok(None);
+    }
+    build(&together, Vec::new()).map(Some)
+}
+
 fn check(limits: &cri::LinuxContainerResources) -> Result<()> {
-    let field = |name: &str| format!("linux.resources.{name}");
+    check_as("linux.resources", limits, LEAST_MEMORY)
+}
+
+/// `at` is where the limits are in the request, `least` the smallest limit of memory in bytes.
+fn check_as(at: &str, limits: &cri::LinuxContainerResources, least: i64) -> Result<()> {
+    let field = |name: &str| format!("{at}.{name}");
     for (name, value) in [("cpu_period", limits.cpu_period), ("cpu_shares", limits.cpu_shares)] {
         if value < 0 {
             return Err(Error::invalid(field(name), format!("{value} is negative; leave it 0 for no limit")));
@@ -91,14 +136,21 @@ fn check(limits: &cri::LinuxContainerResources) -> Result<()> {
         return Err(Error::invalid(field("cpu_quota"), reason));
     }
     let memory = limits.memory_limit_in_bytes;
-    if memory < -1 || (1..LEAST_MEMORY).contains(&memory) {
-        let reason =
-            format!("{memory} bytes hold no process; use at least {LEAST_MEMORY}, or 0 for no limit");
+    if memory < -1 || (1..least).contains(&memory) {
+        let reason = format!("{memory} bytes hold no process; use at least {least}, or 0 for no limit");
         return Err(Error::invalid(field("memory_limit_in_bytes"), reason));
     }
     let swap = limits.memory_swap_limit_in_bytes;
     if swap > 0 && memory > 0 && swap < memory {
         let reason = format!("{swap} is memory and swap together, and below the memory limit {memory}");
+        return Err(Error::invalid(field("memory_swap_limit_in_bytes"), reason));
+    }
+    if swap < -1 {
+        let reason = format!("{swap} is not a number of bytes; use -1 for no limit");
+        return Err(Error::invalid(field("memory_swap_limit_in_bytes"), reason));
+    }
+    if swap > 0 && memory <= 0 {
+        let reason = "counts memory and swap together, so it needs memory_limit_in_bytes as well";
         return Err(Error::invalid(field("memory_swap_limit_in_bytes"), reason));
     }
     if !(-1000..=1000).contains(&limits.oom_score_adj) {
@@ -148,6 +200,37 @@ mod tests {
         let update = cri::LinuxContainerResources { cpu_quota: 2000, ..Default::default() };
         let merged = updated(&now, &update);
         assert_eq!((merged.cpu_shares, merged.cpu_quota), (512, 2000));
+    }
+
+    #[test]
+    fn a_pod_is_limited_by_its_containers_and_its_overhead() {
+        type Limits = cri::LinuxContainerResources;
+        let containers = Limits {
+            cpu_period: 100_000,
+            cpu_quota: 50_000,
+            memory_limit_in_bytes: 64 << 20,
+            oom_score_adj: 5,
+            ..Default::default()
+        };
+        let overhead = Limits {
+            cpu_period: 50_000,
+            cpu_quota: 5_000,
+            cpu_shares: 7,
+            memory_limit_in_bytes: 1 << 20,
+            ..Default::default()
+        };
+        let limits = of_pod(Some(&overhead), Some(&containers)).unwrap().unwrap();
+        let cpu = limits.cpu().as_ref().unwrap();
+        assert_eq!(
+            (cpu.quota(), cpu.shares()),
+            (Some(60_000), None),
+            "no shares without those of containers"
+        );
+        assert_eq!(limits.memory().as_ref().unwrap().limit(), Some(65 << 20));
+        assert_eq!(of_pod(Some(&overhead), None).unwrap(), None);
+        assert_eq!(of_pod(None, Some(&Limits::default())).unwrap(), None);
+        let message = of_pod(Some(&Limits { cpu_quota: -5, ..overhead }), None).unwrap_err().to_string();
+        assert!(message.starts_with("linux.overhead.cpu_quota: "), "{message}");
     }
 
     #[test]

@@ -44,6 +44,9 @@ struct Group<'a> {
     members: &'a str,
 }
 
+/// What errors about the image's user name.
+const IMAGE_USER: &str = "the image's USER";
+
 /// Finds the user of a container. `image_user` is the image's `USER` (`user[:group]`, names or numbers).
 pub fn resolve(
     security: &cri::LinuxContainerSecurityContext,
@@ -64,7 +67,8 @@ pub fn resolve(
             None => (image_user, None),
         },
     };
-    let account = find_account(if user.is_empty() { "0" } else { user }, accounts)?;
+    let field = if asked_user.is_some() { "linux.security_context.run_as_username" } else { IMAGE_USER };
+    let account = find_account(field, if user.is_empty() { "0" } else { user }, accounts)?;
     let gid = match (&security.run_as_group, group) {
         (Some(asked), _) => id("linux.security_context.run_as_group", asked.value)?,
         (None, Some(group)) if !group.is_empty() => find_group(group, accounts)?,
@@ -76,6 +80,10 @@ pub fn resolve(
 
 fn asked_user(security: &cri::LinuxContainerSecurityContext) -> Result<Option<String>> {
     match (&security.run_as_user, security.run_as_username.as_str()) {
+        (Some(_), name) if !name.is_empty() => Err(Error::invalid(
+            "linux.security_context.run_as_username",
+            format!("{name:?} is set beside run_as_user; set one of them"),
+        )),
         (Some(uid), _) => Ok(Some(id("linux.security_context.run_as_user", uid.value)?.to_string())),
         (None, "") => Ok(None),
         (None, name) => Ok(Some(name.to_owned())),
@@ -90,8 +98,8 @@ struct Found {
 }
 
 /// A user by name or number. A number needs no entry; a name does.
-fn find_account(user: &str, accounts: &Accounts) -> Result<Found> {
-    let numeric = is_number(user).then(|| number("user", user)).transpose()?;
+fn find_account(field: &str, user: &str, accounts: &Accounts) -> Result<Found> {
+    let numeric = is_number(user).then(|| number(field, user)).transpose()?;
     let mut all = passwd(&accounts.passwd);
     let entry = match numeric {
         Some(uid) => all.find(|account| account.uid == uid),
@@ -106,7 +114,7 @@ fn find_account(user: &str, accounts: &Accounts) -> Result<Found> {
         }),
         (None, Some(uid)) => Ok(Found { name: None, uid, gid: 0, home: None }),
         (None, None) => Err(Error::invalid(
-            "user",
+            field,
             format!("the image's /etc/passwd has no user {user:?}; use a number or an image that has it"),
         )),
     }
@@ -115,12 +123,12 @@ fn find_account(user: &str, accounts: &Accounts) -> Result<Found> {
 /// A group by name or number.
 fn find_group(group: &str, accounts: &Accounts) -> Result<u32> {
     if is_number(group) {
-        return number("group", group);
+        return number(IMAGE_USER, group);
     }
     let found = groups(&accounts.group).find(|entry| entry.name == group).map(|entry| entry.gid);
     found.ok_or_else(|| {
         Error::invalid(
-            "group",
+            IMAGE_USER,
             format!("the image's /etc/group has no group {group:?}; use a number or an image that has it"),
         )
     })

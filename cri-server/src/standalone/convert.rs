@@ -80,6 +80,12 @@ pub(super) fn requests(
     if spec.containers.is_empty() {
         return refuse("spec.containers", "is empty; a pod needs at least one container");
     }
+    let of_host = [("spec.hostPID", spec.host_pid), ("spec.hostIPC", spec.host_ipc)];
+    if let Some((field, _)) = of_host.iter().find(|(_, wanted)| *wanted == Some(true))
+        && spec.host_users == Some(false)
+    {
+        return refuse(*field, "cannot be had with hostUsers: false; leave one of the two out");
+    }
     let linux = cri::LinuxPodSandboxConfig {
         security_context: Some(cri::LinuxSandboxSecurityContext {
             namespace_options: Some(namespaces(spec)),

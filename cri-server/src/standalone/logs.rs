@@ -9,6 +9,11 @@ use futures::StreamExt;
 use inotify::{Inotify, WatchMask};
 use tokio::sync::watch;
 
+use super::log_text::LogText;
+
+/// How much of a log is read at once.
+const PIECE: usize = 64 << 10;
+
 /// Colours of the containers' names, in turn.
 const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
@@ -37,7 +42,7 @@ pub(super) async fn follow(
     let inotify = Inotify::init()?;
     inotify.watches().add(path.parent().unwrap_or(Path::new("/")), WatchMask::MODIFY | WatchMask::CREATE)?;
     let mut changes = inotify.into_event_stream([0; 4096])?;
-    let mut tail = Tail { path, file: None, partial: Vec::new(), within_line: false, label };
+    let mut tail = Tail { path, file: None, text: LogText::new(label.0) };
     loop {
         let over = *ended.borrow_and_update();
         tail.print_new()?;
@@ -55,11 +60,7 @@ pub(super) async fn follow(
 struct Tail {
     path: PathBuf,
     file: Option<std::fs::File>,
-    /// The beginning of a log line whose end is not written yet.
-    partial: Vec<u8>,
-    /// Whether the last log line held only the beginning of a line of output (tag `P`).
-    within_line: bool,
-    label: Label,
+    text: LogText,
 }
 
 impl Tail {
@@ -72,42 +73,24 @@ impl Tail {
             }
         }
         let Some(file) = &mut self.file else { return Ok(()) };
-        file.read_to_end(&mut self.partial)?;
-        let whole = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let lines: Vec<u8> = self.partial.drain(..whole).collect();
+        let mut piece = vec![0; PIECE];
+        let mut text = Vec::new();
         let mut out = std::io::stdout().lock();
-        for line in lines.split_inclusive(|byte| *byte == b'\n') {
-            if !self.within_line {
-                out.write_all(self.label.0.as_bytes())?;
+        loop {
+            let count = file.read(&mut piece)?;
+            if count == 0 {
+                return out.flush();
             }
-            let (text, partial) = content(line);
-            out.write_all(if partial { text.strip_suffix(b"\n").unwrap_or(text) } else { text })?;
-            self.within_line = partial;
+            self.text.take(&piece[..count], &mut text);
+            out.write_all(&text)?;
+            text.clear();
         }
-        out.flush()
-    }
-}
-
-/// The text of a line in the CRI log format (what comes after time, stream and tag), and whether the
-/// line of output goes on in the next one.
-fn content(line: &[u8]) -> (&[u8], bool) {
-    let mut parts = line.splitn(4, |byte| *byte == b' ');
-    match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some(_), Some(_), Some(tag), Some(text)) => (text, tag == b"P"),
-        _ => (line, false),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_text_of_a_log_line_is_shown() {
-        assert_eq!(content(b"2026-01-01T00:00:00Z stdout F two words\n"), (&b"two words\n"[..], false));
-        assert_eq!(content(b"2026-01-01T00:00:00Z stderr P half\n"), (&b"half\n"[..], true));
-        assert_eq!(content(b"odd\n"), (&b"odd\n"[..], false));
-    }
 
     #[tokio::test]
     async fn lines_are_followed_until_the_end() {

@@ -3,11 +3,13 @@
 
 mod convert;
 mod limits;
+pub(crate) mod log_text;
 mod logs;
 mod manifest;
 mod quantity;
 mod run;
 mod supported;
+mod users;
 mod volumes;
 
 pub use self::{

@@ -14,6 +14,7 @@ use super::{
     convert::{self, ContainerRequest, Pull, Requests},
     logs::{self, Label},
     manifest::Manifest,
+    users,
 };
 use crate::{
     config::Config,
@@ -36,8 +37,11 @@ pub async fn run(manifest: Manifest, config: Config) -> Result<u8> {
     }
     let dir = runtime.config().run_dir.join("pod");
     let uid = format!("run-{}", std::process::id());
-    let requests = convert::requests(&manifest, &uid, &dir)
+    let mut requests = convert::requests(&manifest, &uid, &dir)
         .map_err(|error| Error::invalid("manifest", error.to_string()))?;
+    if manifest.pod.spec.as_ref().is_some_and(|spec| spec.host_users == Some(false)) {
+        users::give(&mut requests, std::process::id());
+    }
     pull_images(&runtime, &requests).await?;
     make_directories(&requests)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::doing("signals"))?;

@@ -16,6 +16,7 @@ const FIELDS: &[&str] = &[
     "spec.hostIPC",
     "spec.hostNetwork",
     "spec.hostPID",
+    "spec.hostUsers",
     "spec.hostname",
     "spec.restartPolicy",
     "spec.shareProcessNamespace",

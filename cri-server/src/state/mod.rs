@@ -2,8 +2,9 @@
 //!
 //! Invariant: the lock is never held across an await or a system call, so reads never wait for a verb
 //! at work. Every change of a phase goes through [`Store::container_event`] or [`Store::pod_event`],
-//! which wake whoever waits. No I/O.
+//! which wake whoever waits and tell who reads [`events`]. No I/O.
 
+mod events;
 mod phase;
 mod record;
 
@@ -17,9 +18,11 @@ use podhold_proto::cri;
 use podhold_sandbox::{ContainerId, PodId, launch::LivePod};
 use tokio::sync::watch;
 
+use self::events::{Readers, Told};
 pub use self::{
+    events::{Happening, Kind, Reader},
     phase::{ContainerEvent, ContainerPhase, Ended, IllegalTransition, PodEvent, PodPhase, Run},
-    record::{ContainerRecord, ContainerStatusRecord, PodRecord},
+    record::{ContainerRecord, ContainerStatusRecord, PodLimits, PodRecord, id_ranges},
 };
 
 /// A pod as the store knows it. Cheap to clone.
@@ -35,6 +38,8 @@ pub struct Pod {
     pub live: Option<Arc<dyn LivePod>>,
     /// Its containers.
     pub containers: BTreeSet<ContainerId>,
+    /// Held by who changes its limits: two updates come one after the other.
+    pub updating: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A container as the store knows it. Cheap to clone.
@@ -73,6 +78,7 @@ struct Inner {
     containers: HashMap<ContainerId, Slot<Container>>,
     pod_names: HashMap<PodName, PodId>,
     container_names: HashMap<ContainerName, ContainerId>,
+    readers: Readers,
 }
 
 /// An object and the wire on which its changes are told.
@@ -80,6 +86,7 @@ struct Inner {
 struct Slot<T> {
     value: T,
     changed: watch::Sender<u64>,
+    told: Told,
 }
 
 /// What makes a pod the same pod: uid, namespace, name, attempt (CRI `PodSandboxMetadata`).
@@ -88,8 +95,8 @@ pub type PodName = (String, String, String, u32);
 pub type ContainerName = (PodId, String, u32);
 
 impl<T> Slot<T> {
-    fn new(value: T) -> Self {
-        Self { value, changed: watch::Sender::new(0) }
+    fn new(value: T, told: Told) -> Self {
+        Self { value, changed: watch::Sender::new(0), told }
     }
 
     fn wake(&self) {
@@ -98,7 +105,7 @@ impl<T> Slot<T> {
 }
 
 impl Inner {
-    fn insert_container(&mut self, container: Container) -> Reserve<Container> {
+    fn insert_container(&mut self, container: Container, told: Told) -> Reserve<Container> {
         let name = container.record.name();
         if let Some(id) = self.container_names.get(&name)
             && let Some(slot) = self.containers.get(id)
@@ -109,8 +116,36 @@ impl Inner {
         let Some(pod) = self.pods.get_mut(&container.record.pod) else { return Reserve::NotReady(None) };
         pod.value.containers.insert(id.clone());
         self.container_names.insert(name, id.clone());
-        self.containers.insert(id, Slot::new(container));
+        self.containers.insert(id, Slot::new(container, told));
         Reserve::New
+    }
+
+    /// Tells the readers, with the pod and its containers as they are now.
+    fn tell(&mut self, kinds: &[Kind], id: &str, pod: &PodId) {
+        if kinds.is_empty() || !self.readers.any() {
+            return;
+        }
+        if let Some(slot) = self.pods.get(pod) {
+            self.publish(kinds, id, &slot.value);
+        }
+    }
+
+    fn publish(&self, kinds: &[Kind], id: &str, pod: &Pod) {
+        let containers = pod.containers.iter().filter_map(|id| self.containers.get(id));
+        let listed = containers.filter(|slot| slot.told != Told::Nothing);
+        let mut containers: Vec<Container> = listed.map(|slot| slot.value.clone()).collect();
+        containers.sort_by_key(|container| container.record.created_at);
+        // An event that waits for its reader must not keep the connection to the shim.
+        let pod = Pod { live: None, ..pod.clone() };
+        for kind in kinds {
+            self.readers.publish(Happening {
+                kind: *kind,
+                id: id.to_owned(),
+                at: SystemTime::now(),
+                pod: pod.clone(),
+                containers: containers.clone(),
+            });
+        }
     }
 }
 
@@ -129,7 +164,9 @@ impl Store {
             return Reserve::Taken(slot.value.clone());
         }
         inner.pod_names.insert(name, pod.record.id.clone());
-        inner.pods.insert(pod.record.id.clone(), Slot::new(pod));
+        // One that is not new was told of by an earlier daemon.
+        let told = if pod.phase == PodPhase::Creating { Told::Nothing } else { Told::Started };
+        inner.pods.insert(pod.record.id.clone(), Slot::new(pod, told));
         Reserve::New
     }
 
@@ -142,12 +179,17 @@ impl Store {
         if phase != Some(PodPhase::Ready) {
             return Reserve::NotReady(phase);
         }
-        inner.insert_container(container)
+        inner.insert_container(container, Told::Nothing)
     }
 
     /// Adds a container that was found on disk to its pod, which was added before.
     pub fn load_container(&self, container: Container) {
-        self.lock().insert_container(container);
+        let mut told = Told::Created;
+        match &container.phase {
+            ContainerPhase::Unknown => told = Told::Started,
+            phase => drop(told.of_container(phase)),
+        }
+        self.lock().insert_container(container, told);
     }
 
     /// One pod.
@@ -205,10 +247,18 @@ impl Store {
 
     /// Moves a pod to its next phase and returns it as it is then. `None` when it is gone.
     pub fn pod_event(&self, id: &PodId, event: PodEvent) -> Option<Result<Pod, IllegalTransition>> {
-        self.change_pod(id, |pod| {
-            pod.phase = pod.phase.after(event)?;
-            Ok(pod.clone())
-        })
+        let mut inner = self.lock();
+        let slot = inner.pods.get_mut(id)?;
+        let phase = match slot.value.phase.after(event) {
+            Ok(phase) => phase,
+            Err(illegal) => return Some(Err(illegal)),
+        };
+        slot.value.phase = phase;
+        slot.wake();
+        let due = slot.told.of_pod(phase);
+        let pod = slot.value.clone();
+        inner.tell(&due, id.as_str(), id);
+        Some(Ok(pod))
     }
 
     /// Changes what is known of a pod besides its phase.
@@ -226,10 +276,17 @@ impl Store {
         id: &ContainerId,
         event: ContainerEvent,
     ) -> Option<Result<Container, IllegalTransition>> {
-        self.change_container(id, |container| {
-            container.phase = container.phase.after(event)?;
-            Ok(container.clone())
-        })
+        let mut inner = self.lock();
+        let slot = inner.containers.get_mut(id)?;
+        slot.value.phase = match slot.value.phase.after(event) {
+            Ok(phase) => phase,
+            Err(illegal) => return Some(Err(illegal)),
+        };
+        slot.wake();
+        let due = slot.told.of_container(&slot.value.phase);
+        let container = slot.value.clone();
+        inner.tell(&due, id.as_str(), &container.record.pod);
+        Some(Ok(container))
     }
 
     /// Changes what is known of a container besides its phase.
@@ -251,6 +308,9 @@ impl Store {
         if let Some(slot) = inner.pods.remove(id) {
             inner.pod_names.remove(&slot.value.record.name());
             slot.wake();
+            if slot.told != Told::Nothing && inner.readers.any() {
+                inner.publish(&[Kind::Deleted], id.as_str(), &slot.value);
+            }
         }
     }
 
@@ -263,7 +323,20 @@ impl Store {
                 pod.value.containers.remove(id);
             }
             slot.wake();
+            if slot.told != Told::Nothing {
+                inner.tell(&[Kind::Deleted], id.as_str(), &slot.value.record.pod);
+            }
         }
+    }
+
+    /// What happens from now on, for one reader.
+    pub fn events(&self) -> Reader {
+        self.lock().readers.subscribe()
+    }
+
+    /// Ends all readers' streams: the daemon is about to end.
+    pub fn end_events(&self) {
+        self.lock().readers.end();
     }
 
     /// Waits until `done` gives an answer for the pod (`None`: it is gone).

@@ -1,11 +1,14 @@
 //! What is kept on disk of a pod and of a container. Plain data; read and written through
 //! `podhold_sandbox::record`.
 
-use std::{net::IpAddr, path::PathBuf, time::SystemTime};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::SystemTime};
 
 use podhold_cgroups::CgroupPath;
 use podhold_proto::cri;
-use podhold_sandbox::{ContainerId, PodId};
+use podhold_sandbox::{
+    ContainerId, PodId,
+    launch::{IdMap, IdRange},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{ContainerName, Ended, PodName};
@@ -29,6 +32,18 @@ pub struct PodRecord {
     pub complete: bool,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
+    /// Its overhead and resources as last updated; as it was asked for when `None`.
+    #[serde(default)]
+    pub limits: Option<PodLimits>,
+}
+
+/// What a pod may take (CRI `LinuxPodSandboxConfig`).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PodLimits {
+    /// What it takes itself.
+    pub overhead: Option<cri::LinuxContainerResources>,
+    /// The sum over its containers.
+    pub resources: Option<cri::LinuxContainerResources>,
 }
 
 impl PodRecord {
@@ -43,9 +58,30 @@ impl PodRecord {
         self.security().and_then(|security| security.namespace_options.clone()).unwrap_or_default()
     }
 
+    /// How the ids of its own user namespace map; `None` when it has the host's.
+    pub fn user_map(&self) -> Option<IdMap> {
+        let users = self.namespaces().userns_options?;
+        let own = users.mode() == cri::NamespaceMode::Pod;
+        own.then(|| IdMap { uids: id_ranges(&users.uids), gids: id_ranges(&users.gids) })
+    }
+
+    /// User and group on the host that root of the pod stands for; `None` when that is the host's root.
+    pub fn user_root(&self) -> Option<(u32, u32)> {
+        let map = self.user_map()?;
+        Some((map.uids.first()?.host, map.gids.first()?.host))
+    }
+
     /// Whether privileged containers may be created in it.
     pub fn privileged(&self) -> bool {
         self.security().is_some_and(|security| security.privileged)
+    }
+
+    /// What it may take, as last updated.
+    pub fn current_limits(&self) -> PodLimits {
+        self.limits.clone().unwrap_or_else(|| {
+            let linux = self.config.linux.clone().unwrap_or_default();
+            PodLimits { overhead: linux.overhead, resources: linux.resources }
+        })
     }
 
     fn security(&self) -> Option<&cri::LinuxSandboxSecurityContext> {
@@ -61,6 +97,16 @@ impl PodRecord {
     pub fn pause_cgroup(&self) -> CgroupPath {
         self.cgroup.child(&format!("pause-{}", self.id))
     }
+}
+
+/// Ranges of ids of a request, in the launcher's words.
+pub fn id_ranges(asked: &[cri::IdMapping]) -> Vec<IdRange> {
+    let range = |range: &cri::IdMapping| IdRange {
+        container: range.container_id,
+        host: range.host_id,
+        length: range.length,
+    };
+    asked.iter().map(range).collect()
 }
 
 /// A container, from the moment CreateContainer has made it.
@@ -86,6 +132,9 @@ pub struct ContainerRecord {
     pub user: cri::LinuxContainerUser,
     /// The signal that asks it to end.
     pub stop_signal: i32,
+    /// Ids of the images it has mounted, by the index of their mount in the request.
+    #[serde(default)]
+    pub volumes: BTreeMap<usize, String>,
 }
 
 impl ContainerRecord {
