@@ -2,10 +2,11 @@
 # user with sudo: what else is needed is installed from package registries (integration/setup.sh).
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench test lint clean setup check-format check-lints unit crictl
+.PHONY: help build demo bench test conformance fuzz lint clean setup check-format check-lints unit crictl
 
 CARGO ?= cargo
 RELEASE = $(shell $(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$(shell rustc -vV | sed -n 's/^host: //p')/release
+DEBUG = $(patsubst %/release,%/debug,$(RELEASE))
 
 # Tests make namespaces, mounts and cgroups. Cargo itself runs as the caller; only what it has built
 # runs as root, with a Go cache of its own, so that no file of root's gets into the caller's home.
@@ -33,7 +34,17 @@ bench: ## Measure podhold beside Debian's containerd, on a quiet machine; writes
 	$(CARGO) build --release --locked --workspace --bins
 	$(SUDO) integration/bench/run.sh --podhold $(RELEASE)
 
-test: setup check-format check-lints unit crictl ## Check and test everything
+conformance: ## Run the official CRI suite (FOCUS=regex: some specs; CRITEST=path: another suite)
+	@integration/setup.sh $(if $(CRITEST),demo,test)
+	$(CARGO) build --locked --workspace --bins
+	$(SUDO) $(DEBUG)/podhold-conformance --skips integration/conformance/skips.toml \
+		--critest $(or $(CRITEST),.cache/bin/critest) $(if $(FOCUS),--focus '$(FOCUS)')
+
+fuzz: ## Feed every parser of foreign input for SECONDS (60) each (TARGET=name: one of them)
+	@integration/setup.sh fuzz
+	fuzz/run.sh $(or $(SECONDS),60) $(TARGET)
+
+test: setup check-format check-lints unit crictl conformance ## Check and test everything
 
 setup: ## Install what the tests need
 	@integration/setup.sh test
@@ -42,6 +53,7 @@ lint: check-format check-lints ## Check formatting and lints only
 
 check-format:
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	@echo "PASSED: formatting"
 
 check-lints:
@@ -56,8 +68,9 @@ unit:
 # The same build as the tests, to save a second one.
 crictl:
 	$(CARGO) build --locked --workspace --bins
-	$(SUDO) integration/crictl-session.sh $(patsubst %/release,%/debug,$(RELEASE))
-	@echo "PASSED: crictl session"
+	$(SUDO) integration/crictl/session.sh $(DEBUG)
+	$(SUDO) integration/crictl/streams.sh $(DEBUG)
+	@echo "PASSED: crictl sessions"
 
 clean: ## Remove everything that was built, and what setup put into the checkout
 	$(SUDO) rm -rf .cache target

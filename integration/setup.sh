@@ -3,7 +3,7 @@
 # Takes everything from package registries: Debian, PyPI and the Go module proxy. Does nothing that is
 # done already. Runs as root, or as a user with sudo.
 #
-# Usage: setup.sh [build|demo|test]    (default: test; each takes in the one before)
+# Usage: setup.sh [build|demo|test|fuzz]    (default: test; each of the first three takes in the one before)
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -14,7 +14,14 @@ what="${1:-test}"
 for_building="gcc libc6-dev libseccomp-dev"
 # Network plugins, what they call, and what the demo and the tests start.
 for_running="containernetworking-plugins iptables nftables iproute2 docker-registry busybox-static util-linux procps"
-crictl_version=v1.36.0
+# A terminal for the tests.
+for_testing="tmux"
+# libFuzzer is C++.
+for_fuzzing="g++"
+# The official client and suite (Go module sigs.k8s.io/cri-tools): the version we want, and the one that is
+# taken where the module proxy refuses it.
+cri_tools_version=v1.36.1-0.20260813070737-ba03eabc1450
+cri_tools_fallback=v1.36.0
 # What k8s.io/cri-api v0.37.2 and cri-tools ask for.
 go_minor=26
 go_patch=4
@@ -68,17 +75,41 @@ find_go() {
 	fi
 }
 
-build_crictl() {
-	if [ "$("$bin/crictl" --version 2>/dev/null)" = "crictl version $crictl_version" ]; then
-		say "crictl is there: $crictl_version"
+# Whether both programs are there in the version $1.
+have_cri_tools() {
+	[ "$("$bin/crictl" --version 2>/dev/null)" = "crictl version $1" ] &&
+		"$bin/critest" -version 2>/dev/null | grep -qxF "critest version: $1"
+}
+
+# Prints where the sources of version $1 are. Not `go install MODULE@VERSION`, which also asks the proxy
+# for a list of all versions.
+cri_tools_sources() {
+	"$bin/go" mod download -json "$module@$1" 2>/dev/null | sed -n 's/.*"Dir": "\(.*\)".*/\1/p'
+}
+
+build_cri_tools() {
+	module="sigs.k8s.io/cri-tools"
+	version="$cri_tools_version"
+	if have_cri_tools "$version"; then
+		say "crictl and critest are there: $version"
 		return
 	fi
-	module="sigs.k8s.io/cri-tools"
-	say "building crictl $crictl_version (Go module $module)"
-	# Not `go install MODULE@VERSION`, which also asks the proxy for a list of all versions.
-	directory="$("$bin/go" mod download -json "$module@$crictl_version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')"
-	(cd "$directory" && "$bin/go" build -buildvcs=false -o "$bin/crictl" \
-		-ldflags "-X $module/pkg/version.Version=$crictl_version" ./cmd/crictl)
+	sources="$(cri_tools_sources "$version")"
+	if [ -z "$sources" ]; then
+		say "the Go module proxy has no $module $version; falling back to $cri_tools_fallback"
+		version="$cri_tools_fallback"
+		if have_cri_tools "$version"; then
+			say "crictl and critest are there: $version"
+			return
+		fi
+		# Once more in words, if it fails as well.
+		sources="$(cri_tools_sources "$version")" || "$bin/go" mod download "$module@$version"
+	fi
+	say "building crictl and critest $version (Go module $module)"
+	stamp="-X $module/pkg/version.Version=$version"
+	(cd "$sources" && "$bin/go" build -buildvcs=false -o "$bin/crictl" -ldflags "$stamp" ./cmd/crictl)
+	# The suite is a test package.
+	(cd "$sources" && "$bin/go" test -c -buildvcs=false -o "$bin/critest" -ldflags "$stamp" ./cmd/critest)
 }
 
 case "$what" in
@@ -89,12 +120,15 @@ demo)
 	install_packages $for_building $for_running
 	;;
 test)
-	install_packages $for_building $for_running
+	install_packages $for_building $for_running $for_testing
 	find_go
-	build_crictl
+	build_cri_tools
+	;;
+fuzz)
+	install_packages $for_building $for_fuzzing
 	;;
 *)
-	echo "usage: $0 [build|demo|test]" >&2
+	echo "usage: $0 [build|demo|test|fuzz]" >&2
 	exit 2
 	;;
 esac

@@ -23,9 +23,10 @@ import grpc
 
 from client import LABEL, SLEEP, Client
 from machine import cgroup_remove, cpu_seconds, machine_cpu, meminfo, processes, rollup
+from streams import Streams
 
 
-class Bench(Client):
+class Bench(Client, Streams):
     """What is measured."""
 
     def pull(self, image):
@@ -312,7 +313,8 @@ def main():
                     help="names of per-pod processes that are not the daemon's descendants")
     ap.add_argument("--pull", action="append", default=[], help="image for pull timing; may repeat")
     ap.add_argument("--pull-runs", type=int, default=5)
-    ap.add_argument("--parts", default="version,pods,containers,cycle,many,pull")
+    ap.add_argument("--stream-runs", type=int, default=5)
+    ap.add_argument("--parts", default="version,pods,containers,cycle,many,streams,pull")
     ap.add_argument("--quiet", type=float, default=30, help="seconds to wait for an idle machine, each part")
     ap.add_argument("--timeout", type=float, default=300)
     args = ap.parse_args()

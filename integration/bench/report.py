@@ -35,6 +35,12 @@ ROWS = [
     ("daemon resident, just started", "start rss", "MiB", False, None, "12"),
     ("daemon resident, idle after the rows above", "idle rss", "MiB", False, None, "12"),
     ("all memory per pod beyond the workload (PSS)", "per pod", "KiB", False, None, "400"),
+    ("exec, output", "exec, output", "MB/s", True, None, "1.5×"),
+    ("exec, input", "exec, input", "MB/s", True, None, "1.5×"),
+    ("attach, output", "attach, output", "MB/s", True, None, "1.5×"),
+    ("port-forward, from the pod", "port-forward, from the pod", "MB/s", True, None, "1.5×"),
+    ("port-forward, to the pod", "port-forward, to the pod", "MB/s", True, None, "1.5×"),
+    ("daemon, per idle exec session", "idle session", "KiB", False, None, "64"),
     ("pull, one layer, data synced", "pull-1 MB/s synced", "MB/s", True, None, "75 · 2.5×"),
     ("pull, eight layers, data synced", "pull-8 MB/s synced", "MB/s", True, None, "120 · 2.5×"),
     ("CPU seconds per pull, one layer", "pull-1 cpu_s", "s", False, None, "5.0"),
@@ -67,6 +73,8 @@ def samples(run):
     if memory:
         got["idle rss"] = [memory["daemon idle"]["rss"] / 1024]
         got["per pod"] = [memory["helpers + daemon growth, PSS per pod"]]
+    got.update(facts.get("streams", {}))
+    got["idle session"] = facts.get("idle session, KiB")
     for image, pull in facts.get("pull", {}).items():
         for key in ("MB/s", "MB/s synced", "cpu_s"):
             got["%s %s" % (image.rsplit("/", 1)[1].split(":")[0], key)] = [r[key] for r in pull["runs"]]

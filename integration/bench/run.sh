@@ -6,14 +6,14 @@
 #
 # Usage: run.sh --podhold DIRECTORY [--only PARTS] [--reps N] [--pulls N] [--runtimes NAMES]
 #   DIRECTORY  where podhold and podhold-shim were built
-#   PARTS      of version,pods,containers,cycle,many,pull,floor   (default: all)
+#   PARTS      of version,pods,containers,cycle,many,streams,pull,floor   (default: all)
 #   N          repetitions of cheap rows, and of pulls            (default: 25, 5)
 #   NAMES      of containerd,podhold                              (default: both)
 set -euo pipefail
 
 here="$(cd "$(dirname "$0")" && pwd)"
 root="$(cd "$here/../.." && pwd)"
-all=version,pods,containers,cycle,many,pull,floor
+all=version,pods,containers,cycle,many,streams,pull,floor
 podhold="" parts="$all" reps=25 pulls=5 runtimes=containerd,podhold
 while [ $# -gt 0 ]; do
 	case "$1" in

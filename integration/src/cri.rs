@@ -32,6 +32,8 @@ pub struct Cri {
     pub runtime: RuntimeServiceClient<Channel>,
     /// The ImageService.
     pub images: ImageServiceClient<Channel>,
+    /// The connection of both, for messages that have no type.
+    pub channel: Channel,
 }
 
 impl Cri {
@@ -46,7 +48,8 @@ impl Cri {
         let channel = Endpoint::from_static("http://localhost").connect_with_connector(connect).await?;
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(LARGEST),
-            images: ImageServiceClient::new(channel).max_decoding_message_size(LARGEST),
+            images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(LARGEST),
+            channel,
         })
     }
 
@@ -211,6 +214,12 @@ impl Cri {
     pub async fn remove_image(&self, image: &str) -> Result<(), Status> {
         let image = Some(ImageSpec { image: image.to_owned(), ..Default::default() });
         self.images.clone().remove_image(RemoveImageRequest { image }).await.map(drop)
+    }
+
+    /// All pods.
+    pub async fn list_pods(&self) -> Result<Vec<PodSandbox>, Status> {
+        let request = ListPodSandboxRequest::default();
+        Ok(self.runtime.clone().list_pod_sandbox(request).await?.into_inner().items)
     }
 
     /// ListImages without a filter.

@@ -111,6 +111,17 @@ impl Places {
         [self.cni(), self.plugins(), self.hosts(), self.pod_logs()].iter().try_for_each(fs::create_dir_all)
     }
 
+    /// Says that what `registry` (as it stands in references) has is at `address` (`HOST:PORT`), by plain
+    /// HTTP.
+    pub fn mirror(&self, registry: &str, address: &str) -> io::Result<()> {
+        let directory = self.hosts().join(registry);
+        fs::create_dir_all(&directory)?;
+        let text = format!(
+            "server = \"https://{registry}\"\n[host.\"http://{address}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
+        );
+        fs::write(directory.join("hosts.toml"), text)
+    }
+
     /// Says that the registry at `address` (`HOST:PORT`) is reached by plain HTTP.
     pub fn allow_plain_http(&self, address: &str) -> io::Result<()> {
         let directory = self.hosts().join(address);

@@ -5,17 +5,21 @@
 pub mod bad_registry;
 pub mod cgroup;
 pub mod configs;
+pub mod conformance;
 pub mod cri;
 pub mod daemon;
+pub mod footprint;
 pub mod images;
 pub mod leaks;
 pub mod log;
 pub mod machine;
 pub mod needs;
 pub mod programs;
+pub mod raw;
 pub mod registry;
 pub mod rig;
 pub mod store;
+pub mod streams;
 
 /// Starts a [`rig::Rig`], or returns from the test, saying why, where the machine lacks something.
 #[macro_export]

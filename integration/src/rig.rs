@@ -127,6 +127,17 @@ impl Rig {
         self.daemon = again.unwrap_or_else(|error| panic!("{error}"));
     }
 
+    /// Ends the daemon as an administrator does, and starts it again.
+    ///
+    /// # Panics
+    /// When it does not end well or does not come back.
+    pub async fn restart(&mut self) {
+        let code = self.daemon.stop(&self.machine).await.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(code, 0, "exit code of the daemon after TERM");
+        let again = Daemon::start(&self.machine, &self.places).await;
+        self.daemon = again.unwrap_or_else(|error| panic!("{error}"));
+    }
+
     /// Compares the machine with what it was before the test, then ends everything.
     ///
     /// # Panics

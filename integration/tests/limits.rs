@@ -138,3 +138,51 @@ async fn an_update_before_the_start_is_in_force_at_the_start() {
     rig.cri().end_pod(&pod).await.unwrap();
     rig.finish().await;
 }
+
+/// The values of a process's limit on open files, soft and hard.
+fn open_files(limits: &str) -> [u64; 2] {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let mut words = line.split_whitespace().map(|word| word.parse().unwrap());
+    [(); 2].map(|()| words.next().unwrap())
+}
+
+/// Pids of processes, as this test sees them, one of whose words is `word`.
+fn with_word(word: &str) -> Vec<u32> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let has = |pid: &u32| {
+        let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.split('\0').any(|it| it == word)
+    };
+    pids.filter(has).collect()
+}
+
+#[tokio::test]
+async fn the_daemon_may_open_what_the_host_allows_and_containers_what_the_daemon_was_given() {
+    let own = || open_files(&std::fs::read_to_string("/proc/self/limits").unwrap());
+    let [_, hard] = own();
+    // Lower than any default, and enough for the other tests of this process.
+    let soft = 1000.min(hard);
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    let rig = rig!();
+    let config = rig.pod("files");
+    let pod = rig.cri().run_pod(&config).await.unwrap();
+    // The daemon; shim and logger.
+    for word in [rig.places.config(), rig.places.run()] {
+        let pids = with_word(word.to_str().unwrap());
+        assert!(!pids.is_empty(), "nobody runs with {word:?}");
+        for pid in pids {
+            let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+            assert_eq!(open_files(&limits), [hard, hard], "of {pid}, with {word:?}");
+        }
+    }
+    let mut container = configs::container("one", BUSYBOX, &["-c", "cat /proc/self/limits; sleep 1000"]);
+    container.command = vec!["/bin/sh".into()];
+    let id = rig.run(&pod, &config, &container).await;
+    let line = log::wait_for_start(&[log_file(&config, "one")], "Max open files").await;
+    assert_eq!(open_files(&line), [soft, hard], "of a container");
+    let limits = rig.cri().exec_well(&id, &["cat", "/proc/self/limits"]).await.unwrap();
+    assert_eq!(open_files(&limits), [soft, hard], "of an exec'd command");
+    rig.cri().end_pod(&pod).await.unwrap();
+    rig.finish().await;
+}

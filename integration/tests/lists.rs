@@ -119,3 +119,62 @@ async fn version_and_status_are_complete() {
     assert!(!disk.container_filesystems.is_empty());
     rig.finish().await;
 }
+
+/// All batches of a stream.
+macro_rules! drained {
+    ($answer:expr, $field:ident) => {{
+        let mut stream = $answer.await.unwrap().into_inner();
+        let mut all = Vec::new();
+        while let Some(batch) = stream.message().await.unwrap() {
+            all.extend(batch.$field);
+        }
+        all
+    }};
+}
+
+#[tokio::test]
+async fn streams_hold_what_the_lists_hold_and_keep_to_filters() {
+    let rig = rig!();
+    let (one, two) = (rig.pod("one"), rig.pod("two"));
+    let pods = [rig.cri().run_pod(&one).await.unwrap(), rig.cri().run_pod(&two).await.unwrap()];
+    rig.probe(&pods[0], &one, "first", &["sleep"]).await;
+    let id = rig.probe(&pods[1], &two, "second", &["sleep"]).await;
+    let mut runtime = rig.cri().runtime.clone();
+    let mut images = rig.cri().images.clone();
+
+    let streamed =
+        drained!(runtime.stream_pod_sandboxes(StreamPodSandboxesRequest::default()), pod_sandboxes);
+    let listed = runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner().items;
+    assert_eq!(streamed, listed);
+    let filter = Some(PodSandboxFilter { id: pods[1].clone(), ..Default::default() });
+    let streamed =
+        drained!(runtime.stream_pod_sandboxes(StreamPodSandboxesRequest { filter }), pod_sandboxes);
+    assert_eq!(streamed, listed[1..]);
+
+    let streamed = drained!(runtime.stream_containers(StreamContainersRequest::default()), containers);
+    let listed = runtime.list_containers(ListContainersRequest::default()).await.unwrap().into_inner();
+    assert_eq!(streamed, listed.containers);
+    let filter = Some(ContainerFilter { id: id.clone(), ..Default::default() });
+    let streamed = drained!(runtime.stream_containers(StreamContainersRequest { filter }), containers);
+    assert_eq!(streamed, listed.containers[1..]);
+
+    let streamed = drained!(images.stream_images(StreamImagesRequest::default()), images);
+    let listed = images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
+    assert_eq!((&streamed, streamed.len()), (&listed, 2));
+
+    let filter = Some(ContainerStatsFilter { id: id.clone(), ..Default::default() });
+    let request = StreamContainerStatsRequest { filter };
+    let streamed = drained!(runtime.stream_container_stats(request), container_stats);
+    assert_eq!(streamed.len(), 1);
+    assert_eq!(streamed[0].attributes.as_ref().unwrap().id, id);
+    let request = StreamPodSandboxStatsRequest::default();
+    let streamed = drained!(runtime.stream_pod_sandbox_stats(request), pod_sandbox_stats);
+    let ids: Vec<String> = streamed.into_iter().map(|stats| stats.attributes.unwrap().id).collect();
+    assert_eq!(ids, pods);
+    for pod in pods {
+        rig.cri().end_pod(&pod).await.unwrap();
+    }
+    let request = StreamContainersRequest::default();
+    assert!(drained!(runtime.stream_containers(request), containers).is_empty());
+    rig.finish().await;
+}

@@ -166,3 +166,71 @@ async fn a_file_over_a_directory_is_refused_and_the_other_way_round() {
     rig.cri().end_pod(&pod).await.unwrap();
     rig.finish().await;
 }
+
+/// All that lies in a directory, as the host sees it.
+async fn listing(rig: &Rig, directory: &str) -> String {
+    let format = "%P %y %m %U %G %l %i\\n";
+    let all = rig.machine.run_well(["find", directory, "-xdev", "-printf", format]).await.unwrap();
+    let mut lines: Vec<&str> = all.lines().collect();
+    lines.sort_unstable();
+    lines.join("\n")
+}
+
+#[tokio::test]
+async fn the_hosts_dev_takes_the_place_of_the_containers_and_stays_as_it_is() {
+    let rig = rig!();
+    let look_alike = rig.machine.directory().join("volumes/dev");
+    fs::create_dir_all(look_alike.join("pts")).unwrap();
+    fs::create_dir_all(look_alike.join("shm")).unwrap();
+    fs::write(look_alike.join("ptmx"), "the host's\n").unwrap();
+    let mut config = rig.pod("dev");
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+    let pod = rig.cri().run_pod(&config).await.unwrap();
+    let table = rig.machine.run_well(["cat", "/proc/self/mountinfo"]).await.unwrap();
+    for (name, source, privileged, propagation, readonly) in [
+        ("host", PathBuf::from("/dev"), true, 0, false),
+        ("slave", PathBuf::from("/dev"), true, 1, false),
+        ("confined", PathBuf::from("/dev"), false, 0, false),
+        ("alike", look_alike.clone(), true, 0, true),
+    ] {
+        let path = source.to_str().unwrap();
+        let before = listing(&rig, path).await;
+        let mut container = shell(vec![Mount { propagation, readonly, ..writable(&source, "/dev") }]);
+        container.metadata.as_mut().unwrap().name = name.into();
+        security(&mut container).privileged = privileged;
+        let id = rig.run(&pod, &config, &container).await;
+        let points = rig.cri().exec_well(&id, &["cat", "/proc/self/mountinfo"]).await.unwrap();
+        let top = |target: &str| {
+            let line = points.lines().rfind(|line| line.split(' ').nth(4) == Some(target));
+            line.unwrap_or_else(|| panic!("{name}: no {target} in {points}")).to_owned()
+        };
+        assert!(top("/dev/pts").contains(" devpts "), "{name}: {points}");
+        assert!(top("/dev").split(' ').nth(5).unwrap().starts_with(if readonly { "ro" } else { "rw" }));
+        sh(&rig, &id, "touch /dev/shm/of-the-pod").await;
+        assert!(!source.join("shm/of-the-pod").exists(), "{name}: /dev/shm is the host's");
+        let seen = rig.cri().exec_well(&id, &["ls", "-A", "/dev/pts"]).await.unwrap();
+        assert_eq!(seen.trim(), "ptmx", "{name}: /dev/pts is not the container's own");
+        let names = rig.cri().exec_well(&id, &["ls", "-A", "/dev"]).await.unwrap();
+        let mut names: Vec<String> = names.lines().map(str::to_owned).collect();
+        let mut host: Vec<String> = fs::read_dir(&source)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        host.sort();
+        assert_eq!(names, host, "{name}");
+        let kmsg = sh(&rig, &id, "exec 3</dev/kmsg").await;
+        if source == Path::new("/dev") {
+            assert_eq!(kmsg.exit_code == 0, privileged, "{name}: {kmsg:?}");
+        }
+        assert_eq!(listing(&rig, path).await, before, "{name}: the source was changed");
+    }
+    rig.cri().end_pod(&pod).await.unwrap();
+    let after = rig.machine.run_well(["cat", "/proc/self/mountinfo"]).await.unwrap();
+    let of_dev = |table: &str| -> Vec<String> {
+        table.lines().filter(|line| line.contains(" /dev")).map(str::to_owned).collect()
+    };
+    assert_eq!(of_dev(&after), of_dev(&table), "the host's own mounts");
+    assert_eq!(fs::read_to_string(look_alike.join("ptmx")).unwrap(), "the host's\n");
+    rig.finish().await;
+}

@@ -102,8 +102,14 @@ async fn a_pod_can_share_everything_with_the_host() {
     let mut container = configs::container("one", PROBE, &["sleep"]);
     shared(container.namespaces());
     let one = rig.run(&pod, &config, &container).await;
-    let one = namespaces(&rig, &one).await;
-    assert_eq!(equal(&one, &host(&rig).await), ["ipc", "net", "pid", "uts"], "{one:?}");
+    // A request that says nothing gets what the pod has.
+    let mut container = configs::container("silent", PROBE, &["sleep"]);
+    container.linux = None;
+    let silent = rig.run(&pod, &config, &container).await;
+    for container in [one, silent] {
+        let seen = namespaces(&rig, &container).await;
+        assert_eq!(equal(&seen, &host(&rig).await), ["ipc", "net", "pid", "uts"], "{seen:?}");
+    }
     assert_eq!(rig.cri().pod_status(&pod).await.unwrap().network.unwrap_or_default().ip, "");
     rig.cri().end_pod(&pod).await.unwrap();
     rig.finish().await;

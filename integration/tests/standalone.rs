@@ -163,3 +163,22 @@ async fn images_are_pulled_listed_and_removed_without_a_daemon() {
     assert!(listed.code == 0 && !listed.stdout.contains("busybox"), "{listed:?}");
     rig.finish().await;
 }
+
+#[tokio::test]
+async fn a_pod_can_have_users_of_its_own() {
+    let rig = rig!();
+    let look = "set -- $(cat /proc/self/uid_map); test $2 -ge 2147483648 && echo $1 $3; stat -c %u:%g /data";
+    let mut container = script("app", look);
+    container["volumeMounts"] = serde_json::json!([{"name": "data", "mountPath": "/data"}]);
+    let spec = serde_json::json!({
+        "restartPolicy": "Never",
+        "hostUsers": false,
+        "volumes": [{"name": "data", "emptyDir": {}}],
+        "containers": [container],
+    });
+    let output = run(&rig, &spec).await;
+    let said = format!("{}{}", output.stdout, output.stderr);
+    assert_eq!(output.code, 0, "{said}");
+    assert!(said.contains("0 65536") && said.contains("0:0"), "{said}");
+    rig.finish().await;
+}

@@ -67,6 +67,13 @@ async fn memory_that_a_container_eats_shows_in_its_stats_and_its_pods() {
     plausible(stats[0].memory.as_ref().unwrap(), "eater");
     let idle = value(stats[1].memory.as_ref().unwrap().working_set_bytes);
     assert!(idle < EATEN / 2, "a container that sleeps uses {idle} bytes");
+    for stats in &stats {
+        let cpu = stats.cpu.as_ref().unwrap();
+        assert!(cpu.usage_nano_cores.is_some(), "a rate from the first question on: {cpu:?}");
+        let memory = stats.memory.as_ref().unwrap();
+        assert!(memory.page_faults.is_some() && memory.major_page_faults.is_some(), "{memory:?}");
+        assert!(stats.swap.is_some() && stats.io.is_some() && stats.writable_layer.is_some(), "{stats:?}");
+    }
     let layer = stats[0].writable_layer.as_ref().expect("the writable layer is measured");
     assert!(layer.timestamp > 0 && layer.fs_id.is_some(), "{layer:?}");
 

@@ -52,7 +52,8 @@ async fn run(verb: Verb) -> Result<(), Box<dyn Error>> {
         Verb::Archives { directory } => {
             std::fs::create_dir_all(&directory)?;
             for named in catalogue()?.images {
-                let path = directory.join(format!("{}_{}.tar", named.repository, named.tag));
+                let name = format!("{}_{}.tar", named.repository.replace('/', "_"), named.tag);
+                let path = directory.join(name);
                 std::fs::write(&path, archive::archive(&named.image, named.tag))?;
                 println!("{}", path.display());
             }

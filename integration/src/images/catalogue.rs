@@ -10,16 +10,19 @@
 //! | `multi:1` | an index whose first manifest is for another architecture |
 //! | `alien:1` | an index without a manifest for this machine |
 //! | `nocommand:1` | neither entry point nor command |
+//! | `probe:uid`, `probe:names`, `probe:ids` | the other forms of a user |
+//! | `hostile:*` | images that attack (see [`hostile`](super::hostile)) |
+//! | with a `/`, and `pause` | what the official suite pulls; see [`conformance`](super::conformance) |
 
 use std::{io, path::Path};
 
-use super::{Compression, Image, ImageBuilder, Layer, LayerBuilder, index};
+use super::{Compression, Image, ImageBuilder, Layer, LayerBuilder, conformance, index};
 
 /// Debian's static busybox, from the package busybox-static.
 pub const BUSYBOX: &str = "/bin/busybox";
 
 /// The applets that have a name of their own in `busybox:1`, as hard links.
-const APPLETS: &[&str] = &[
+pub(super) const APPLETS: &[&str] = &[
     "sh", "ls", "cat", "echo", "sleep", "true", "false", "id", "ps", "kill", "env", "pwd", "touch", "mkdir",
     "rm", "stat", "mount", "umount", "hostname", "nslookup", "wget", "nc", "ip", "grep", "head", "tail",
     "wc", "seq", "dd", "sync", "test", "chmod", "chown", "df", "du", "date", "uname", "yes", "sort", "tr",
@@ -50,21 +53,26 @@ impl Catalogue {
         let read = |path: &Path| {
             std::fs::read(path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
         };
-        let probe = probe_layer(&read(probe)?);
-        let busybox = busybox_layer(&read(Path::new(BUSYBOX))?);
+        let programs = (read(probe)?, read(Path::new(BUSYBOX))?);
+        let probe = probe_layer(&programs.0);
+        let busybox = busybox_layer(&programs.1);
         let named = |repository, tag, image| Named { repository, tag, image };
-        Ok(Self {
-            images: vec![
-                named("busybox", "1", shell().layer(busybox.clone()).finish()),
-                named("probe", "1", probe_image(&probe).finish()),
-                named("probe", "user", user_image(&probe)),
-                named("probe", "realtime", probe_image(&probe).config("StopSignal", "SIGRTMIN+3").finish()),
-                named("layers", "1", layered(&busybox)),
-                named("multi", "1", index([("s390x", foreign()), ("amd64", probe_image(&probe).finish())])),
-                named("alien", "1", index([("s390x", foreign())])),
-                named("nocommand", "1", ImageBuilder::new().layer(busybox).finish()),
-            ],
-        })
+        let mut images = vec![
+            named("busybox", "1", shell().layer(busybox.clone()).finish()),
+            named("probe", "1", probe_image(&probe).finish()),
+            named("probe", "user", user_image(&probe)),
+            named("probe", "realtime", probe_image(&probe).config("StopSignal", "SIGRTMIN+3").finish()),
+            named("layers", "1", layered(&busybox)),
+            named("multi", "1", index([("s390x", foreign()), ("amd64", probe_image(&probe).finish())])),
+            named("alien", "1", index([("s390x", foreign())])),
+            named("nocommand", "1", ImageBuilder::new().layer(busybox.clone()).finish()),
+            named("probe", "uid", probe_image(&probe).config("User", "1000").finish()),
+            named("probe", "names", probe_image(&probe).config("User", "guest:extra").finish()),
+            named("probe", "ids", probe_image(&probe).config("User", "4321:1234").finish()),
+        ];
+        images.extend(super::hostile::images(&busybox));
+        images.extend(conformance::images(&programs.0, &programs.1));
+        Ok(Self { images })
     }
 
     /// The image with this repository and tag.
@@ -144,7 +152,7 @@ fn layered(busybox: &Layer) -> Image {
 }
 
 /// An image that cannot run here.
-fn foreign() -> Image {
+pub(super) fn foreign() -> Image {
     let layer = base().file("/probe", 0o755, "not for this machine\n").finish(Compression::Gzip);
     ImageBuilder::new().architecture("s390x").layer(layer).config("Cmd", vec!["/probe"]).finish()
 }

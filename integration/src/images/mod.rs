@@ -5,6 +5,8 @@
 pub mod archive;
 pub mod blob;
 pub mod catalogue;
+pub mod conformance;
+pub mod hostile;
 pub mod image;
 pub mod layer;
 

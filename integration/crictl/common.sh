@@ -1,13 +1,12 @@
-#!/bin/bash
-# A session of the real crictl with a running daemon: every verb once, each answer checked. Ends with
-# status 1 at the first wrong one. Runs in namespaces of its own and leaves nothing, which is checked too.
+# What every session of the real crictl stands on; sourced. Sets programs, work, address, daemon and
+# registry, starts the registry and the daemon in namespaces of their own, and checks at the end that
+# nothing is left (finish_well).
 #
-# Usage: crictl-session.sh DIRECTORY    (where podhold, podhold-shim and the test programs were built)
+# Usage: SCRIPT DIRECTORY    (where podhold, podhold-shim and the test programs were built)
 set -euo pipefail
 
 programs="$(cd "$1" && pwd)"
-here="$(cd "$(dirname "$0")" && pwd)"
-crictl="$here/../.cache/bin/crictl"
+crictl="$(cd "$(dirname "$0")/../.." && pwd)/.cache/bin/crictl"
 
 # Outside: the namespaces, and what can be cleaned up only once they are gone.
 if [ "${2:-}" != inside ]; then
@@ -41,7 +40,23 @@ fail() {
 	exit 1
 }
 
-cri() { timeout 60 "$crictl" --config "$work/crictl.yaml" --runtime-endpoint "unix://$work/podhold.sock" "$@"; }
+client=("$crictl" --config "$work/crictl.yaml" --runtime-endpoint "unix://$work/podhold.sock")
+
+cri() { timeout 60 "${client[@]}" "$@"; }
+
+# run_container POD NAME EXTRA-JSON WORDS...: prints the id of a running container of $image.
+image=busybox:1
+run_container() {
+	local pod="$1" name="$2" extra="$3" words id
+	shift 3
+	words="$(printf '"%s",' "$@")"
+	cat >"$work/$name.json" <<-END
+		{"metadata": {"name": "$name", "attempt": 0}, "image": {"image": "$address/$image"},
+		 "command": [${words%,}], "log_path": "$name.log", "linux": {} $extra}
+	END
+	id="$(cri create "$pod" "$work/$name.json" "$work/pod.json")"
+	cri start "$id"
+}
 
 # check WHAT PATTERN COMMAND...: the command succeeds, and what it prints matches.
 check() {
@@ -111,11 +126,6 @@ cat >"$work/pod.json" <<END
  "hostname": "session", "log_directory": "$work/logs",
  "labels": {"app": "session"}, "linux": {}}
 END
-cat >"$work/container.json" <<END
-{"metadata": {"name": "shell", "attempt": 0}, "image": {"image": "$address/busybox:1"},
- "command": ["/bin/sh", "-c", "echo from the container; trap 'exit 7' TERM; while true; do sleep 0.1; done"],
- "log_path": "shell.log", "linux": {"resources": {"memory_limit_in_bytes": 67108864}}}
-END
 
 # A first pod, because the network plugin makes its bridge and its tables once and for all.
 first="$(cri runp "$work/pod.json")" || fail "runp: $first"
@@ -123,48 +133,12 @@ check "first pod stops" "Stopped sandbox" cri stopp "$first"
 check "first pod goes" "Removed sandbox" cri rmp "$first"
 snapshot snapshot >"$work/before.json"
 
-check "version" "RuntimeName: +podhold" cri version
-check "info" '"RuntimeReady"' cri info
-check "pull" "Image is up to date for .*(sha256:|$address)" cri pull "$address/busybox:1"
-check "images" "$address/busybox +1 " cri images
-check "inspecti" "$address/busybox:1" cri inspecti "$address/busybox:1"
-
-pod="$(cri runp "$work/pod.json")" || fail "runp: $pod"
-[[ "$pod" =~ ^[0-9a-z]{1,64}$ ]] || fail "runp printed no id but $pod"
-check "pods" "session +default +0" cri pods
-check "pods are ready" "Ready" cri pods --state ready
-check "inspectp has an address" '"ip": "10\.89\.' cri inspectp "$pod"
-
-container="$(cri create "$pod" "$work/container.json" "$work/pod.json")" || fail "create: $container"
-check "ps -a shows it created" "Created +shell" cri ps -a
-check "start" "$container" cri start "$container"
-check "ps" "Running +shell" cri ps
-check "inspect" '"state": "CONTAINER_RUNNING"' cri inspect "$container"
-check "exec -s" "^in the container 10\.89\." cri exec -s "$container" /bin/sh -c \
-	'echo "in the container $(ip -4 -o addr show eth0 | sed "s/.*inet \([0-9.]*\).*/\1/")"'
-if output="$(cri exec -s "$container" /bin/false 2>&1)"; then fail "exec -s false ended well: $output"; fi
-echo "ok: exec -s tells of a failure"
-check "logs" "^from the container$" cri logs "$container"
-check "stats" "$(cut -c1-13 <<<"$container") +shell" cri stats "$container"
-check "stats in full" '"workingSetBytes"' cri stats -o json "$container"
-check "statsp" "session" cri statsp "$pod"
-check "update" "$container" cri update --memory 134217728 "$container"
-check "update is in force" '"memoryLimitInBytes": "134217728"' cri inspect "$container"
-check "stop" "$container" cri stop --timeout 10 "$container"
-check "the exit code is the container's own" '"exitCode": 7' cri inspect "$container"
-absent "ps shows running ones only" "shell" cri ps
-check "rm" "$container" cri rm "$container"
-absent "ps -a does not show it any more" "shell" cri ps -a
-check "stopp" "Stopped sandbox $pod" cri stopp "$pod"
-check "pods shows it stopped" "NotReady" cri pods
-check "rmp" "Removed sandbox $pod" cri rmp "$pod"
-absent "pods does not show it any more" "session" cri pods
-check "rmi" "Deleted" cri rmi "$address/busybox:1"
-absent "images does not show it any more" "busybox" cri images
-
-for attempt in $(seq 50); do
-	if snapshot compare "$work/before.json" >"$work/leaks"; then break; fi
-	[ "$attempt" -lt 50 ] || fail "left behind: $(cat "$work/leaks")"
-	sleep 0.1
-done
-echo "ok: nothing is left"
+# Ends the session: everything must be as it was.
+finish_well() {
+	for attempt in $(seq 50); do
+		if snapshot compare "$work/before.json" >"$work/leaks"; then break; fi
+		[ "$attempt" -lt 50 ] || fail "left behind: $(cat "$work/leaks")"
+		sleep 0.1
+	done
+	echo "ok: nothing is left"
+}
