@@ -175,8 +175,7 @@ impl Runtime {
     /// The OCI specification of a container, for a person to read; `None` when it cannot be read.
     pub fn container_spec(&self, container: &Container) -> Option<serde_json::Value> {
         let bundle = self.layout.bundle(&container.record.pod, &container.record.id);
-        let text = std::fs::read(bundle.join("config.json")).ok()?;
-        serde_json::from_slice(&text).ok()
+        podhold_sandbox::bundle::config(&bundle).ok()
     }
 
     /// Whether pods with a network of their own can be started now; the reason when not.
