@@ -98,7 +98,9 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
     // older ones into its own here.
     match version.cmp(&VERSION) {
         Ordering::Equal => {}
-        Ordering::Less => return Err(invalid(format!("its version is {version}; none is older than {VERSION}"))),
+        Ordering::Less => {
+            return Err(invalid(format!("its version is {version}; none is older than {VERSION}")));
+        }
         Ordering::Greater => {
             let reason = format!(
                 "its version is {version}, a newer podhold has written it; this build reads version {VERSION}"

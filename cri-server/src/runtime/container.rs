@@ -188,14 +188,4 @@ impl Runtime {
             ))),
         }
     }
-
-    /// A container by id or unique beginning of one.
-    pub fn known_container(&self, id: &str) -> Result<Container> {
-        self.store.find_container(id).ok_or_else(|| Error::not_found("container", id))
-    }
-
-    /// A pod by id or unique beginning of one.
-    pub fn known_pod(&self, id: &str) -> Result<Pod> {
-        self.store.find_pod(id).ok_or_else(|| Error::not_found("pod", id))
-    }
 }

@@ -6,7 +6,10 @@
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use oci_spec::runtime::Process;
-use podhold_sandbox::launch::{ExecEnd, ExecIo, ExecSession, ExecSpec, LivePod};
+use podhold_sandbox::{
+    bundle,
+    launch::{ExecEnd, ExecIo, ExecSession, ExecSpec, LivePod},
+};
 use tokio::{io::AsyncReadExt, net::unix::pipe, sync::oneshot, time::timeout};
 
 use super::{Runtime, blocking, session::check_command};

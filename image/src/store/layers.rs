@@ -13,7 +13,10 @@
 use std::{
     collections::HashMap,
     fs, io,
-    os::{fd::OwnedFd, unix::fs::{DirBuilderExt, OpenOptionsExt}},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
