@@ -128,9 +128,7 @@ impl Runtime {
             Ok(()) => {}
             Err(LaunchError::Gone { .. }) => {
                 info!(pod = %id, "pod does not run");
-                for container in self.store.containers_of(&id) {
-                    self.fold_dead(container);
-                }
+                self.fold_dead(&id);
             }
             Err(reason) => {
                 warn!(pod = %id, reason = %reason, "shim does not answer; asked again in the background");
@@ -180,9 +178,7 @@ impl Runtime {
                     Err(reason) => warn!(pod = %id, reason = %reason, "shim still does not answer"),
                 }
             }
-            for container in runtime.store.containers_of(&id) {
-                runtime.fold_dead(container);
-            }
+            runtime.fold_dead(&id);
         });
     }
 
@@ -238,19 +234,23 @@ impl Runtime {
         });
     }
 
-    /// A container whose pod does not run: how it ended is on disk, or nobody knows.
-    fn fold_dead(self: &Arc<Self>, container: Container) {
-        if container.phase != ContainerPhase::Unknown {
-            return;
+    /// A pod that does not run: how its containers ended is on disk, or nobody knows.
+    fn fold_dead(self: &Arc<Self>, id: &PodId) {
+        for container in self.store.containers_of(id) {
+            if container.phase == ContainerPhase::Unknown && !self.was_started(&container) {
+                self.store.container_event(&container.record.id, ContainerEvent::NeverStarted);
+            }
         }
+        self.end_unheld_in_background(id, "the host or its shim ended while nobody looked".to_owned());
+    }
+
+    fn was_started(&self, container: &Container) -> bool {
         let (pod, id) = (&container.record.pod, &container.record.id);
         let status: Option<ContainerStatusRecord> = record::read(&self.layout.container_status(pod, id)).ok();
-        let started = status.is_some_and(|status| status.started_at.is_some());
-        if started || self.layout.exit_record(pod, id).exists() {
-            self.end_unattended(container, "the host or its shim ended while nobody looked".to_owned());
-        } else {
-            self.store.container_event(id, ContainerEvent::NeverStarted);
-        }
+        status.is_some_and(|status| status.started_at.is_some())
+            || self.layout.exit_record(pod, id).exists()
+            // Made by its start, whose end the daemon may not have lived to write down.
+            || self.cgroups.exists(&container.record.cgroup)
     }
 
     /// Undoes root filesystems that belong to no container, left by a create that was cut short.

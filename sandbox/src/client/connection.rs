@@ -26,6 +26,7 @@ use super::convert;
 use crate::{
     PodId,
     launch::{ExecEnd, LaunchError, PodEvent},
+    sys,
     wire::{Inbox, Outbox, Received},
 };
 
@@ -43,6 +44,8 @@ pub(super) struct Connection {
     table: Arc<Table>,
     next: AtomicU64,
     gone: watch::Receiver<bool>,
+    /// The task's socket once more, to be shut down from outside.
+    socket: Arc<OwnedFd>,
 }
 
 /// What is awaited.
@@ -74,6 +77,7 @@ impl Connection {
         let failed =
             |source| LaunchError::Io { operation: format!("set up the socket of pod {pod}"), source };
         socket.set_nonblocking(true).map_err(failed)?;
+        let again = Arc::new(OwnedFd::from(socket.try_clone().map_err(failed)?));
         let socket = UnixStream::from_std(socket).map_err(failed)?;
         let (events, received) = mpsc::unbounded_channel();
         let (requests, queue) = mpsc::channel(QUEUE);
@@ -84,7 +88,8 @@ impl Connection {
             task.run().await;
             closed.send_replace(true);
         });
-        Ok((Arc::new(Self { pod, requests, table, next: AtomicU64::new(1), gone }), received))
+        let next = AtomicU64::new(1);
+        Ok((Arc::new(Self { pod, requests, table, next, gone, socket: again }), received))
     }
 
     /// Asks and waits for the answer. A failure the shim reports is an error.
@@ -124,6 +129,22 @@ impl Connection {
     /// Puts an event in the channel as if the shim had sent it.
     pub(super) fn tell(&self, event: PodEvent) {
         let _ = self.table.events.send(event);
+    }
+
+    /// Ends the connection when `process`, a pidfd of the shim, ends. What the shim was making processes
+    /// with may hold its end of the socket for longer. What it has said is heard first.
+    pub(super) fn end_with(&self, process: OwnedFd) {
+        let (socket, mut gone) = (Arc::clone(&self.socket), self.gone.clone());
+        tokio::spawn(async move {
+            let Ok(process) = sys::watch(process, Interest::READABLE) else { return };
+            tokio::select! {
+                _ = process.readable() => {
+                    // Fails when the connection has ended by itself.
+                    let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
+                }
+                _ = gone.wait_for(|gone| *gone) => {}
+            }
+        });
     }
 
     /// Waits until the shim has closed its end.
