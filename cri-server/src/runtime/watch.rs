@@ -3,7 +3,10 @@
 //! Invariant: a pod whose pause process or shim has died is NotReady before anything else is done about it;
 //! then whatever ran in it is ended, and each container's end is committed as it was recorded, or as unknown.
 
-use std::{sync::Arc, time::{Duration, SystemTime}};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use podhold_sandbox::{
     ContainerId, PodId,

@@ -19,7 +19,7 @@ use podhold_proto::shim::{
 use tokio::{
     io::Interest,
     net::UnixStream,
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
 };
 
 use super::convert;
@@ -44,8 +44,8 @@ pub(super) struct Connection {
     table: Arc<Table>,
     next: AtomicU64,
     gone: watch::Receiver<bool>,
-    /// The task's socket once more, to be shut down from outside.
-    socket: Arc<OwnedFd>,
+    /// The shim has ended.
+    died: Arc<Notify>,
 }
 
 /// What is awaited.
@@ -77,19 +77,20 @@ impl Connection {
         let failed =
             |source| LaunchError::Io { operation: format!("set up the socket of pod {pod}"), source };
         socket.set_nonblocking(true).map_err(failed)?;
-        let again = Arc::new(OwnedFd::from(socket.try_clone().map_err(failed)?));
         let socket = UnixStream::from_std(socket).map_err(failed)?;
         let (events, received) = mpsc::unbounded_channel();
         let (requests, queue) = mpsc::channel(QUEUE);
         let (closed, gone) = watch::channel(false);
         let table = Arc::new(Table { state: Mutex::default(), events });
-        let task = Task { pod: pod.clone(), socket, queue, table: Arc::clone(&table) };
+        let died = Arc::new(Notify::new());
+        let task =
+            Task { pod: pod.clone(), socket, queue, table: Arc::clone(&table), died: Arc::clone(&died) };
         tokio::spawn(async move {
             task.run().await;
             closed.send_replace(true);
         });
         let next = AtomicU64::new(1);
-        Ok((Arc::new(Self { pod, requests, table, next, gone, socket: again }), received))
+        Ok((Arc::new(Self { pod, requests, table, next, gone, died }), received))
     }
 
     /// Asks and waits for the answer. A failure the shim reports is an error.
@@ -134,14 +135,11 @@ impl Connection {
     /// Ends the connection when `process`, a pidfd of the shim, ends. What the shim was making processes
     /// with may hold its end of the socket for longer. What it has said is heard first.
     pub(super) fn end_with(&self, process: OwnedFd) {
-        let (socket, mut gone) = (Arc::clone(&self.socket), self.gone.clone());
+        let (died, mut gone) = (Arc::clone(&self.died), self.gone.clone());
         tokio::spawn(async move {
             let Ok(process) = sys::watch(process, Interest::READABLE) else { return };
             tokio::select! {
-                _ = process.readable() => {
-                    // Fails when the connection has ended by itself.
-                    let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
-                }
+                _ = process.readable() => died.notify_one(),
                 _ = gone.wait_for(|gone| *gone) => {}
             }
         });
@@ -158,6 +156,7 @@ struct Task {
     socket: UnixStream,
     queue: mpsc::Receiver<(Request, Vec<OwnedFd>)>,
     table: Arc<Table>,
+    died: Arc<Notify>,
 }
 
 impl Task {
@@ -199,6 +198,10 @@ impl Task {
                         outbox.send(&self.socket)?;
                     }
                 },
+                () = self.died.notified() => {
+                    // What it has sent is read, then the end. Fails when that has come already.
+                    let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+                }
                 ready = self.socket.ready(interest) => {
                     let ready = ready?;
                     if ready.is_writable() {

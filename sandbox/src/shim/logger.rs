@@ -97,7 +97,9 @@ impl Logger {
         let packet = serde_json::to_vec(command).map_err(io::Error::other)?;
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         match wire::try_send_packet(&self.socket, &packet, &files) {
-            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                Ok(())
+            }
             told => told,
         }
     }
