@@ -159,7 +159,8 @@ impl From<LaunchError> for Error {
             LaunchError::Gone { .. }
             | LaunchError::NotRunning { .. }
             | LaunchError::Refused(_)
-            | LaunchError::TooOld { .. } => Self::Precondition(chain(&error)),
+            | LaunchError::TooOld { .. }
+            | LaunchError::Foreign { .. } => Self::Precondition(chain(&error)),
             _ => Self::failed("shim", &error),
         }
     }

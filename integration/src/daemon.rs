@@ -168,7 +168,16 @@ pub fn configuration(places: &Places, parent: &str) -> String {
 impl Daemon {
     /// Starts the daemon with the configuration file that is at its place, and waits until it answers.
     pub async fn start(machine: &Machine, places: &Places) -> Result<Self, DaemonError> {
-        let words = [programs::built("podhold"), "serve".into(), "--config".into(), places.config()];
+        Self::start_program(machine, places, &programs::built("podhold")).await
+    }
+
+    /// As [`start`](Self::start), with this program.
+    pub async fn start_program(
+        machine: &Machine,
+        places: &Places,
+        program: &Path,
+    ) -> Result<Self, DaemonError> {
+        let words = [program.to_owned(), "serve".into(), "--config".into(), places.config()];
         let words = words.map(|word: PathBuf| word.display().to_string());
         let pid = machine.spawn(&words, BTreeMap::new(), &places.log()).await?;
         let socket = places.socket();

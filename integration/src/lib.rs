@@ -14,6 +14,8 @@ pub mod leaks;
 pub mod log;
 pub mod machine;
 pub mod needs;
+pub mod old_shims;
+pub mod processes;
 pub mod programs;
 pub mod raw;
 pub mod registry;

@@ -47,6 +47,14 @@ pub trait Launcher: Send + Sync + std::fmt::Debug {
 
     /// Connects to a pod that an earlier daemon opened. [`LaunchError::Gone`] when nothing holds it.
     async fn reopen_pod(&self, pod: &PodId) -> Result<OpenPod, LaunchError>;
+
+    /// Ends by force what holds the pod and does not answer, or what a holder that has died was doing.
+    /// Leaves containers, which are found by their cgroups, and what writes their logs.
+    async fn end_holder(&self, pod: &PodId) -> Result<(), LaunchError>;
+
+    /// Ends what writes the logs of a pod whose holder is gone, after a bounded time in which it may write
+    /// what there is. To be called when the pod's containers have ended.
+    async fn end_logs(&self, pod: &PodId) -> Result<(), LaunchError>;
 }
 
 /// A running pod and the channel that tells what happens in it.
@@ -100,7 +108,8 @@ pub trait LivePod: Send + Sync + std::fmt::Debug {
 
     /// Kills every container, ends pause (TERM, then KILL) and the holder itself. When it returns,
     /// no process of the pod is left, except one that writes logs to a disk that hangs: it has been
-    /// killed and ends when the disk is back.
+    /// killed and ends when the disk is back. [`LaunchError::Gone`] when the holder has ended before, or
+    /// meanwhile by itself: then nobody knows what it has left.
     async fn close(&self) -> Result<(), LaunchError>;
 }
 
@@ -417,6 +426,21 @@ pub enum LaunchError {
         pod: PodId,
         /// What was asked for.
         what: &'static str,
+    },
+    /// The holder is of a build that this one cannot talk to. It runs on, and so does what it holds.
+    #[error(
+        "pod {pod}: its shim speaks protocol version {version}, this podhold {oldest} to {newest}; the pod \
+         runs on; start a podhold that speaks version {version}, or remove the pod"
+    )]
+    Foreign {
+        /// The pod.
+        pod: PodId,
+        /// The holder's version.
+        version: u32,
+        /// The oldest version that is spoken here.
+        oldest: u32,
+        /// The newest one.
+        newest: u32,
     },
     /// The holder answered something that is not in the protocol.
     #[error("pod {pod}: shim protocol: {reason}")]

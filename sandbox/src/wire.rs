@@ -21,11 +21,7 @@ pub(crate) const MAX_FRAME: usize = 4 << 20;
 /// The most files that may wait for the frame they belong to.
 pub(crate) const MAX_FILES: usize = 16;
 /// The version this build speaks.
-pub(crate) const VERSION: u32 = 1;
-/// The feature of shims that serve attached clients.
-pub(crate) const ATTACH: &str = "attach";
-/// The feature of shims that know MakeNamespaces.
-pub(crate) const USER_NAMESPACES: &str = "user-namespaces";
+pub(crate) const VERSION: u32 = 2;
 const HEADER: usize = 4;
 const CHUNK: usize = 16 << 10;
 

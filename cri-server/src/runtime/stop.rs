@@ -4,7 +4,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use podhold_sandbox::{ContainerId, PodId, launch::SignalTo};
+use podhold_sandbox::{
+    ContainerId, PodId,
+    launch::{LaunchError, SignalTo},
+};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
@@ -139,7 +142,11 @@ impl Runtime {
                 return Ok(());
             }
         }
-        live.signal(id, libc::SIGKILL, SignalTo::All).await?;
+        match live.signal(id, libc::SIGKILL, SignalTo::All).await {
+            // Whoever notices that as well does the same.
+            Err(LaunchError::Gone { .. }) => return self.end_orphan(&container).await,
+            sent => sent?,
+        }
         timeout(KILL_TIME, self.exited_or_gone(id)).await.map_err(|_| {
             Error::Deadline(format!(
                 "container {id}: killed, but the kernel has not ended it within {} s; it waits in the kernel \
@@ -184,7 +191,7 @@ impl Runtime {
             if cgroups.exists(&cgroup) { cgroups.kill(&cgroup).map_err(Error::from) } else { Ok(()) }
         })
         .await?;
-        self.exit_unseen(&container.record.id, None, "its shim was gone when it was stopped");
+        self.commit_unattended(container, "its shim was gone when it was stopped".to_owned()).await;
         Ok(())
     }
 

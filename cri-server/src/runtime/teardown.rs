@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 
 use podhold_cgroups::CgroupPath;
 use podhold_image::Snapshots;
-use podhold_sandbox::{ContainerId, Layout, PodId, netns};
+use podhold_sandbox::{ContainerId, Layout, PodId, launch::LaunchError, netns};
 use tracing::warn;
 
 use super::{Runtime, blocking, files, volumes::Place};
@@ -46,16 +46,26 @@ impl Runtime {
         {
             warn!(pod = %record.id, %error, "shim not closed");
         }
-        let cgroups = self.cgroups.clone();
+        self.end_unheld(record).await
+    }
+
+    /// Ends what is left of a pod whose shim is dead, or is to be: first whatever still makes processes,
+    /// then those in the pod's own cgroups, then the logger, which has their last words by then.
+    pub(super) async fn end_unheld(&self, record: &PodRecord) -> Result<()> {
+        let ended = self.launcher.end_holder(&record.id).await;
         let mut leaves = vec![record.pause_cgroup()];
         leaves.extend(self.store.containers_of(&record.id).iter().map(|c| c.record.cgroup.clone()));
-        blocking("pod processes", move || {
-            for leaf in leaves.iter().filter(|leaf| cgroups.exists(leaf)) {
-                cgroups.kill(leaf)?;
-            }
-            Ok(())
-        })
-        .await
+        // Each waits for the kernel by itself: one that does not end keeps no other alive.
+        let kills = leaves.into_iter().map(|leaf| {
+            let cgroups = self.cgroups.clone();
+            let kill =
+                move || if cgroups.exists(&leaf) { cgroups.kill(&leaf).map_err(Error::from) } else { Ok(()) };
+            blocking("pod processes", kill)
+        });
+        let killed: Result<Vec<()>> = futures::future::join_all(kills).await.into_iter().collect();
+        self.launcher.end_logs(&record.id).await?;
+        ended?;
+        killed.map(drop)
     }
 
     /// Undoes the pod wholly. Its containers must have been undone before.
@@ -121,7 +131,11 @@ impl Runtime {
         let (pod, id) = (record.pod.clone(), record.id.clone());
         let live = self.store.pod(&pod).and_then(|pod| pod.live);
         if let Some(live) = live {
-            live.delete(&id).await?;
+            match live.delete(&id).await {
+                // What it would have ended is ended below.
+                Ok(()) | Err(LaunchError::Gone { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         self.clear_container(record).await?;
         let path = self.layout.container_state(&pod, &id);

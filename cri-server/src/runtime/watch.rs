@@ -1,6 +1,12 @@
 //! Folds what a pod's shim tells into the store. One task per pod.
+//!
+//! Invariant: a pod whose pause process or shim has died is NotReady before anything else is done about it;
+//! then whatever ran in it is ended, and each container's end is committed as it was recorded, or as unknown.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use podhold_sandbox::{
     ContainerId, PodId,
@@ -30,6 +36,7 @@ impl Runtime {
                     ShimEvent::PauseExited => {
                         warn!(pod = %pod, "pause process ended unasked");
                         runtime.pod_died(&pod);
+                        runtime.end_containers(&pod);
                     }
                     ShimEvent::Gone(reason) => {
                         runtime.shim_gone(&pod, &reason);
@@ -104,33 +111,57 @@ impl Runtime {
         }
     }
 
+    /// Ends what runs in a pod that has lost its pause process: without it nothing holds the pod's namespaces
+    /// for the next container, and nobody reaps in a shared PID namespace.
+    fn end_containers(self: &Arc<Self>, pod: &PodId) {
+        for container in self.store.containers_of(pod) {
+            let (runtime, id) = (Arc::clone(self), container.record.id.clone());
+            tokio::spawn(async move {
+                if let Err(error) = runtime.stop(&id, Duration::ZERO).await {
+                    warn!(container = %id, %error, "not ended with its pod; stop or remove it");
+                }
+            });
+        }
+    }
+
     /// The shim is gone: whatever it has not recorded is unknown for ever.
     fn shim_gone(self: &Arc<Self>, pod: &PodId, reason: &str) {
+        // Whoever has taken the handle away closes the pod, and ends what is left.
         let closing = self.store.change_pod(pod, |pod| pod.live.take().is_none()).unwrap_or(true);
         if !closing {
             warn!(pod = %pod, reason, "shim is gone");
             self.pod_died(pod);
         }
-        for container in self.store.containers_of(pod) {
-            if matches!(container.phase, ContainerPhase::Starting) || container.phase.run().is_some() {
-                self.end_unattended(container, format!("its shim is gone: {reason}"));
-            }
-        }
+        self.end_unheld_in_background(pod, format!("its shim is gone: {reason}"));
     }
 
-    /// Ends what is left of a container that no shim attends any more, then commits its exit as it was
-    /// recorded, or as unknown.
-    pub(super) fn end_unattended(self: &Arc<Self>, container: Container, why: String) {
+    /// Ends what is left of a pod that nothing holds any more, and commits the exits of its containers.
+    pub(super) fn end_unheld_in_background(self: &Arc<Self>, pod: &PodId, why: String) {
+        let Some(pod) = self.store.pod(pod) else { return };
         let runtime = Arc::clone(self);
-        tokio::task::spawn_blocking(move || {
-            let record = &container.record;
-            if runtime.cgroups.exists(&record.cgroup)
-                && let Err(error) = runtime.cgroups.kill(&record.cgroup)
-            {
-                warn!(container = %record.id, %error, "processes of a container without shim not ended");
+        tokio::spawn(async move {
+            let id = &pod.record.id;
+            if let Err(error) = runtime.end_unheld(&pod.record).await {
+                warn!(pod = %id, %error, "processes of a pod without shim not ended");
             }
+            for container in runtime.store.containers_of(id) {
+                let unsettled = matches!(container.phase, ContainerPhase::Starting | ContainerPhase::Unknown);
+                if unsettled || container.phase.run().is_some() {
+                    runtime.commit_unattended(&container, why.clone()).await;
+                }
+            }
+        });
+    }
+
+    /// Commits the exit of a container that no shim attends any more, as it was recorded, or as unknown.
+    pub(super) async fn commit_unattended(self: &Arc<Self>, container: &Container, why: String) {
+        let (runtime, id, container) = (Arc::clone(self), container.record.id.clone(), container.clone());
+        let committed = tokio::task::spawn_blocking(move || {
             runtime.commit_recorded_exit(&container, None, &why);
         });
+        if let Err(error) = committed.await {
+            warn!(container = %id, %error, "exit not committed");
+        }
     }
 
     /// Commits the exit of a container that does not run as its shim has recorded it, or as unknown. Blocks.

@@ -16,12 +16,12 @@ use crate::{
     PodId,
     launch::{AttachEnd, AttachSession, AttachSpec, Attached, LaunchError},
     sys,
-    wire::{ATTACH, receive_packet},
+    wire::receive_packet,
 };
 
 impl ShimPod {
     pub(super) async fn attach_to(&self, attach: AttachSpec) -> Result<Attached, LaunchError> {
-        if !self.features.contains(ATTACH) {
+        if !self.version.can_attach() {
             return Err(LaunchError::TooOld { pod: self.id.clone(), what: "attach clients to containers" });
         }
         let failed = |source| LaunchError::Io {

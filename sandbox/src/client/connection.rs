@@ -19,13 +19,14 @@ use podhold_proto::shim::{
 use tokio::{
     io::Interest,
     net::UnixStream,
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
 };
 
 use super::convert;
 use crate::{
     PodId,
     launch::{ExecEnd, LaunchError, PodEvent},
+    sys,
     wire::{Inbox, Outbox, Received},
 };
 
@@ -43,6 +44,8 @@ pub(super) struct Connection {
     table: Arc<Table>,
     next: AtomicU64,
     gone: watch::Receiver<bool>,
+    /// The shim has ended.
+    died: Arc<Notify>,
 }
 
 /// What is awaited.
@@ -79,12 +82,15 @@ impl Connection {
         let (requests, queue) = mpsc::channel(QUEUE);
         let (closed, gone) = watch::channel(false);
         let table = Arc::new(Table { state: Mutex::default(), events });
-        let task = Task { pod: pod.clone(), socket, queue, table: Arc::clone(&table) };
+        let died = Arc::new(Notify::new());
+        let task =
+            Task { pod: pod.clone(), socket, queue, table: Arc::clone(&table), died: Arc::clone(&died) };
         tokio::spawn(async move {
             task.run().await;
             closed.send_replace(true);
         });
-        Ok((Arc::new(Self { pod, requests, table, next: AtomicU64::new(1), gone }), received))
+        let next = AtomicU64::new(1);
+        Ok((Arc::new(Self { pod, requests, table, next, gone, died }), received))
     }
 
     /// Asks and waits for the answer. A failure the shim reports is an error.
@@ -126,6 +132,19 @@ impl Connection {
         let _ = self.table.events.send(event);
     }
 
+    /// Ends the connection when `process`, a pidfd of the shim, ends. What the shim was making processes
+    /// with may hold its end of the socket for longer. What it has said is heard first.
+    pub(super) fn end_with(&self, process: OwnedFd) {
+        let (died, mut gone) = (Arc::clone(&self.died), self.gone.clone());
+        tokio::spawn(async move {
+            let Ok(process) = sys::watch(process, Interest::READABLE) else { return };
+            tokio::select! {
+                _ = process.readable() => died.notify_one(),
+                _ = gone.wait_for(|gone| *gone) => {}
+            }
+        });
+    }
+
     /// Waits until the shim has closed its end.
     pub(super) async fn gone(&self) {
         let _ = self.gone.clone().wait_for(|gone| *gone).await;
@@ -137,6 +156,7 @@ struct Task {
     socket: UnixStream,
     queue: mpsc::Receiver<(Request, Vec<OwnedFd>)>,
     table: Arc<Table>,
+    died: Arc<Notify>,
 }
 
 impl Task {
@@ -178,6 +198,10 @@ impl Task {
                         outbox.send(&self.socket)?;
                     }
                 },
+                () = self.died.notified() => {
+                    // What it has sent is read, then the end. Fails when that has come already.
+                    let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+                }
                 ready = self.socket.ready(interest) => {
                     let ready = ready?;
                     if ready.is_writable() {

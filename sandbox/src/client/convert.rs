@@ -10,6 +10,7 @@ use podhold_proto::shim::{
     self as wire, Exec, FailureKind, MakeNamespaces, NamespaceJoin, OpenPod, Start, reply::Result as Outcome,
 };
 
+use super::version;
 use crate::{
     ContainerId, PodId,
     launch::{
@@ -167,6 +168,7 @@ pub(super) fn outcome(pod: &PodId, result: Option<Outcome>) -> Result<Outcome, L
             operation: failure.message,
             source: std::io::Error::from_raw_os_error(failure.errno),
         },
+        FailureKind::Protocol if failure.version > 0 => version::foreign(pod, failure.version),
         FailureKind::Protocol | FailureKind::Unspecified => {
             LaunchError::Protocol { pod: pod.clone(), reason: failure.message }
         }

@@ -7,27 +7,30 @@ mod attach;
 mod connection;
 mod convert;
 mod namespaces;
+mod processes;
 mod spawn;
+mod version;
 
-use std::{collections::HashSet, fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use podhold_cgroups::CgroupPath;
 use podhold_proto::shim::{
-    self as wire, Close, Delete, Hello, KillExec, List, ReopenLog, Signal, reply::Result as Outcome,
-    request::Call,
+    self as wire, Close, Delete, KillExec, List, ReopenLog, Signal, reply::Result as Outcome, request::Call,
 };
 use tokio::sync::{OnceCell, mpsc::UnboundedReceiver, watch};
 
-use self::connection::{Connection, Ended};
 pub use self::spawn::find_shim_binary;
+use self::{
+    connection::{Connection, Ended},
+    version::Version,
+};
 use crate::{
     ContainerId, Layout, PodId,
     launch::{
         AttachSpec, Attached, ExecEnd, ExecIo, ExecSession, ExecSpec, IdMap, KnownContainer, LaunchError,
         Launcher, LivePod, OpenPod, PodEvent, PodSpec, SignalTo, StartSpec, Started, UserNamespace,
     },
-    wire::{USER_NAMESPACES, VERSION},
 };
 
 /// Puts a process into a cgroup; may block.
@@ -112,14 +115,11 @@ impl ShimLauncher {
             other => other?,
         };
         let (connection, events) = Connection::open(pod.clone(), socket)?;
-        let mut shim = ShimPod { id: pod.clone(), pause_pid: 0, features: HashSet::new(), connection };
-        let hello = Call::Hello(Hello { version: VERSION, features: Vec::new() });
-        let reply = match shim.connection.request(hello, Vec::new()).await?.0 {
-            Outcome::Hello(reply) => reply,
-            other => return Err(shim.unexpected(&other)),
-        };
-        shim.pause_pid = reply.pause_pid;
-        shim.features = reply.features.iter().cloned().collect();
+        let (reply, version) = version::greet(pod, &connection).await?;
+        if let Some(shim) = processes::is_shim(&self.config.layout, pod, reply.shim_pid) {
+            connection.end_with(shim);
+        }
+        let shim = ShimPod { id: pod.clone(), pause_pid: reply.pause_pid, version, connection };
         Ok((shim, reply, events))
     }
 
@@ -196,7 +196,7 @@ impl Launcher for ShimLauncher {
     async fn reopen_pod(&self, pod: &PodId) -> Result<OpenPod, LaunchError> {
         let (shim, hello, events) = self.in_time(pod, self.dial(pod)).await?;
         if hello.pause_pid == 0 {
-            // Its daemon died before the pod was open: nothing holds the pod.
+            // Its daemon died before the pod was open: nothing holds the pod. It may be gone by now.
             let _ = self.in_time(pod, shim.close()).await;
             return Err(LaunchError::Gone { pod: pod.clone() });
         }
@@ -205,9 +205,26 @@ impl Launcher for ShimLauncher {
         }
         Ok(OpenPod { pod: Arc::new(shim), events })
     }
+
+    async fn end_holder(&self, pod: &PodId) -> Result<(), LaunchError> {
+        self.of_dead_shim(pod, processes::end_makers).await
+    }
+
+    async fn end_logs(&self, pod: &PodId) -> Result<(), LaunchError> {
+        self.of_dead_shim(pod, processes::end_logger).await
+    }
 }
 
 impl ShimLauncher {
+    async fn of_dead_shim(
+        &self,
+        pod: &PodId,
+        work: fn(&Layout, &PodId) -> std::io::Result<()>,
+    ) -> Result<(), LaunchError> {
+        let (layout, id) = (self.config.layout.clone(), pod.clone());
+        blocking(format!("end what the shim of pod {pod} has left"), move || work(&layout, &id)).await
+    }
+
     /// Starts the pod's shim; none when there is one already.
     async fn spawn(&self, pod: &PodId) -> Result<Option<spawn::Spawned>, LaunchError> {
         let program = self.program().await?;
@@ -244,8 +261,7 @@ impl ShimLauncher {
 struct ShimPod {
     id: PodId,
     pause_pid: u32,
-    /// What it can beyond the first build of its version.
-    features: HashSet<String>,
+    version: Version,
     connection: Arc<Connection>,
 }
 
@@ -281,7 +297,7 @@ impl LivePod for ShimPod {
     }
 
     async fn user_namespace(&self) -> Result<Option<UserNamespace>, LaunchError> {
-        if !self.features.contains(USER_NAMESPACES) {
+        if !self.version.can_make_namespaces() {
             return Ok(None);
         }
         self.namespaces(wire::MakeNamespaces::default()).await
@@ -343,11 +359,7 @@ impl LivePod for ShimPod {
     }
 
     async fn close(&self) -> Result<(), LaunchError> {
-        match self.order(None, Call::Close(Close {})).await {
-            // Closed before, or on the way out already.
-            Ok(()) | Err(LaunchError::Gone { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        self.order(None, Call::Close(Close {})).await?;
         self.connection.gone().await;
         Ok(())
     }

@@ -3,10 +3,7 @@
 use podhold_proto::shim::{self as wire, reply::Result as Outcome, request::Call};
 
 use super::{ShimPod, convert};
-use crate::{
-    launch::{IdMap, LaunchError, UserNamespace},
-    wire::USER_NAMESPACES,
-};
+use crate::launch::{IdMap, LaunchError, UserNamespace};
 
 impl ShimPod {
     /// Has them made, or gets those that were made before.
@@ -15,7 +12,7 @@ impl ShimPod {
         ids: &IdMap,
         own_net: bool,
     ) -> Result<UserNamespace, LaunchError> {
-        if !self.features.contains(USER_NAMESPACES) {
+        if !self.version.can_make_namespaces() {
             return Err(LaunchError::TooOld { pod: self.id.clone(), what: "make user namespaces" });
         }
         let made = self.namespaces(convert::make_namespaces(ids, own_net)).await?;

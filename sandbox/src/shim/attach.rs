@@ -60,6 +60,10 @@ impl Attachment {
         if self.silent { PollFlags::empty() } else { PollFlags::IN }
     }
 
+    pub(super) fn container(&self) -> &ContainerId {
+        &self.container
+    }
+
     pub(super) fn socket(&self) -> &OwnedFd {
         &self.socket
     }
@@ -186,7 +190,7 @@ impl Stdin {
     }
 
     /// A client has left; if it had stdin, another may have it.
-    fn leave(&mut self, client: u64) {
+    pub(super) fn leave(&mut self, client: u64) {
         if self.owner != Owner::Attachment(client) {
             return;
         }

@@ -9,7 +9,7 @@ use podhold_proto::shim::{
 use rustix::event::PollFlags;
 
 use super::{ReplyTo, Shim};
-use crate::wire::{Inbox, Outbox, Received};
+use crate::wire::{Inbox, Outbox, Received, VERSION};
 
 /// A daemon that leaves more than this unread is cut off; it dials again and asks for a list.
 const MAX_UNREAD: usize = 8 << 20;
@@ -131,6 +131,12 @@ pub(super) fn protocol_failure(message: impl Into<String>) -> Outcome {
     failure(FailureKind::Protocol, message.into(), 0)
 }
 
+/// The answer to the Hello of a daemon of an earlier version.
+pub(super) fn older_daemon(message: String) -> Outcome {
+    let kind = FailureKind::Protocol.into();
+    Outcome::Failure(Failure { kind, message, errno: 0, version: VERSION })
+}
+
 fn failure(kind: FailureKind, message: String, errno: i32) -> Outcome {
-    Outcome::Failure(Failure { kind: kind.into(), message, errno })
+    Outcome::Failure(Failure { kind: kind.into(), message, errno, version: 0 })
 }

@@ -40,6 +40,10 @@ pub(super) struct Container {
     pub(super) phase: Phase,
     /// Its cgroup path; empty until its spec has been read.
     pub(super) cgroup: String,
+    /// Where its output is written; `None` when it is discarded.
+    pub(super) log_path: Option<PathBuf>,
+    /// The reading ends of its output, for another logger. Empty for a terminal, which `stdin` holds.
+    pub(super) outputs: Vec<OwnedFd>,
     /// Its init, until that has been reaped.
     pub(super) init: Option<Pid>,
     pub(super) starters: Vec<ReplyTo>,
@@ -74,7 +78,19 @@ pub(super) struct Creation {
     failure: Option<String>,
 }
 
+/// What the shim keeps of a container's streams.
+type Kept = (Stdin, Vec<OwnedFd>);
+/// The container's ends of its pipes, then what the shim keeps: the writing end of stdin, the reading ends of
+/// its output.
+type Pipes = (Streams, Option<OwnedFd>, Vec<OwnedFd>);
+
 impl Container {
+    /// What the logger reads.
+    pub(super) fn streams(&self) -> Vec<&OwnedFd> {
+        let terminal = self.stdin.file.as_ref().filter(|_| self.stdin.terminal);
+        self.outputs.iter().chain(terminal).collect()
+    }
+
     pub(super) fn report(&self) -> Option<&OwnedFd> {
         match &self.phase {
             Phase::Creating(creation) => Some(&creation.report),
@@ -120,13 +136,16 @@ impl Shim {
             return self.reply(to, refused("the pod has not been opened"));
         };
         let path = (!call.log_path.is_empty()).then(|| PathBuf::from(&call.log_path));
-        if let Err(error) = holder.logger.tell(&Command::Open { id: id.clone(), path }, &[]) {
+        let open = Command::Open { id: id.clone(), path: path.clone() };
+        if let Err(error) = holder.logger.tell(&open, &[]) {
             return self.reply(to, io_failure("reach the logger (is the log's disk stuck?)", &error));
         }
         let deadline = Instant::now() + LOG_LIMIT;
         let container = Container {
             phase: Phase::OpeningLog { call: call.clone(), deadline },
             cgroup: String::new(),
+            log_path: path,
+            outputs: Vec::new(),
             init: None,
             starters: vec![to],
             reopens: Vec::new(),
@@ -139,28 +158,34 @@ impl Shim {
 
     /// The log is open (or not): on to the creator.
     pub(super) fn log_opened(&mut self, id: &ContainerId, error: Option<String>) {
-        let Some(container) = self.containers.get(id) else { return };
-        let Phase::OpeningLog { call, .. } = &container.phase else { return };
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let Phase::OpeningLog { call, .. } = &container.phase else {
+            // A new logger has opened it: so it is new for whoever waits for that.
+            return self.log_reopened(id, error);
+        };
         let call = call.clone();
         let made = match error {
             Some(words) => Err(words),
             None => self.make_creation(id, &call),
         };
         match made {
-            Ok((creation, stdin)) => {
+            Ok((creation, pipes)) => {
                 if let Some(container) = self.containers.get_mut(id) {
                     container.phase = Phase::Creating(creation);
-                    container.stdin = stdin;
+                    (container.stdin, container.outputs) = pipes;
                 }
             }
             Err(words) => self.start_failed(id, words),
         }
     }
 
-    fn make_creation(&self, id: &ContainerId, call: &Start) -> Result<(Creation, Stdin), String> {
+    fn make_creation(&self, id: &ContainerId, call: &Start) -> Result<(Creation, Kept), String> {
         let join = call.join.iter().map(|join| self.open_namespace(join)).collect::<Result<_, _>>()?;
         let (near, far) = report::pair().map_err(|error| format!("socket pair: {error}"))?;
-        let (streams, file) = if call.tty { (Streams::Terminal, None) } else { self.pipes(id, call.stdin)? };
+        let (streams, file, outputs) = match call.tty {
+            true => (Streams::Terminal, None, Vec::new()),
+            false => self.pipes(id, call.stdin)?,
+        };
         let owner = if call.stdin { Owner::Free } else { Owner::Missing };
         let stdin = Stdin { owner, once: call.stdin_once, file, terminal: call.tty };
         let state = self.layout.libcontainer(&self.pod);
@@ -168,11 +193,12 @@ impl Shim {
         let creator = create::start(&job, &create::temporary(&self.layout, &self.pod, id))
             .map_err(|error| format!("fork the creator: {error}"))?;
         let deadline = Instant::now() + CREATE_LIMIT;
-        Ok((Creation { creator, report: near, deadline, started: None, failure: None }, stdin))
+        Ok((Creation { creator, report: near, deadline, started: None, failure: None }, (stdin, outputs)))
     }
 
-    /// Pipes for a container without a terminal; their reading ends go to the logger.
-    fn pipes(&self, id: &ContainerId, stdin: bool) -> Result<(Streams, Option<OwnedFd>), String> {
+    /// Pipes for a container without a terminal; the reading ends of its output go to the logger, and are
+    /// kept for the next one.
+    fn pipes(&self, id: &ContainerId, stdin: bool) -> Result<Pipes, String> {
         let pipe = || {
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
                 .map_err(|error| format!("pipe: {}", std::io::Error::from(error)))
@@ -186,7 +212,7 @@ impl Shim {
             (null.into(), None)
         };
         self.hand_to_logger(id, &[&out_read, &err_read])?;
-        Ok((Streams::Files([input, out_write, err_write]), kept))
+        Ok((Streams::Files([input, out_write, err_write]), kept, vec![out_read, err_read]))
     }
 
     fn hand_to_logger(&self, id: &ContainerId, streams: &[&OwnedFd]) -> Result<(), String> {
@@ -323,6 +349,9 @@ impl Shim {
     /// Undoes what is half made; the answer follows when it is gone.
     pub(super) fn start_failed(&mut self, id: &ContainerId, words: String) {
         self.tell_logger(&Command::Finish { id: id.clone() });
+        if let Some(container) = self.containers.get_mut(id) {
+            container.outputs.clear();
+        }
         let early = self.containers.get(id).and_then(|container| container.init);
         let reaped = early.is_some_and(|init| self.early.contains_key(&init));
         self.kill_container(id);
@@ -335,10 +364,12 @@ impl Shim {
             Phase::Deleting { retry: now, limit: now + super::delete::LIMIT, failure: Some(words) };
     }
 
+    /// False when there is no logger, and there will be none.
     fn tell_logger(&self, command: &Command) -> bool {
-        self.holder
-            .as_ref()
-            .is_some_and(|holder| !holder.logger_ended && holder.logger.tell(command, &[]).is_ok())
+        self.holder.as_ref().is_some_and(|holder| match holder.logger_ended {
+            true => holder.revival.is_some() && self.closing.is_none(),
+            false => holder.logger.tell(command, &[]).is_ok(),
+        })
     }
 
     /// The init of a running container has been reaped.
@@ -369,6 +400,7 @@ impl Shim {
         let event = exited(id, &exit);
         container.phase = Phase::Exited { started, exit };
         container.stdin.file = None;
+        container.outputs.clear();
         self.end_attachments(id, code);
         self.event(event);
     }

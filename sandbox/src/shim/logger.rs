@@ -10,7 +10,7 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
-    io::{self, Write},
+    io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::OpenOptionsExt,
@@ -91,11 +91,17 @@ impl Logger {
         Ok(Self { pid, socket: near })
     }
 
-    /// Tells the logger, without waiting: a logger that is stuck is an error.
+    /// Tells the logger, without waiting: a logger that is stuck is an error. One that has died is none: the
+    /// next one is told by [`revive`](super::revive).
     pub(super) fn tell(&self, command: &Command, files: &[&OwnedFd]) -> io::Result<()> {
         let packet = serde_json::to_vec(command).map_err(io::Error::other)?;
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-        wire::try_send_packet(&self.socket, &packet, &files)
+        match wire::try_send_packet(&self.socket, &packet, &files) {
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                Ok(())
+            }
+            told => told,
+        }
     }
 
     /// The next answer, if there is one; `None` for one that cannot be understood or a logger that ended.
@@ -213,9 +219,9 @@ impl<'a> Process<'a> {
                 Ok(Command::Open { id, path }) => {
                     let opened = path.as_deref().map(open).transpose();
                     let error = opened.as_ref().err().map(ToString::to_string);
-                    if let Ok(file) = opened {
-                        self.logs.insert(id.clone(), Log { path, file, ..Log::default() });
-                    }
+                    // Without a file output is discarded, until the log is opened anew.
+                    let file = opened.ok().flatten();
+                    self.logs.insert(id.clone(), Log { path, file, ..Log::default() });
                     self.answer(&Answer::Opened { id, error });
                 }
                 Ok(Command::Streams { id }) => {
@@ -345,15 +351,20 @@ impl Log {
     }
 }
 
-/// Opens a log file for appending: a regular file, not through a link at its end.
+/// Opens a log file for appending: a regular file, not through a link at its end. An entry that a logger
+/// was killed in the middle of is ended.
 fn open(path: &Path) -> io::Result<File> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("log {}: {error}", path.display()));
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o640).custom_flags(flags);
-    let file = options.open(path).map_err(named)?;
+    options.read(true).append(true).create(true).mode(0o640).custom_flags(flags);
+    let mut file = options.open(path).map_err(named)?;
     if !file.metadata().map_err(named)?.is_file() {
-        return Err(named(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")));
+        return Err(named(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file")));
+    }
+    let mut last = [0];
+    if file.seek(SeekFrom::End(-1)).is_ok() && file.read_exact(&mut last).is_ok() && last != *b"\n" {
+        file.write_all(b"\n").map_err(named)?;
     }
     Ok(file)
 }

@@ -25,6 +25,7 @@ mod pause;
 mod propagation;
 mod reap;
 mod report;
+mod revive;
 mod seccomp;
 mod serve;
 mod stage;
@@ -180,6 +181,9 @@ struct Holder {
     /// The logger's end of its socket is closed.
     logger_silent: bool,
     logger_ended: bool,
+    logger_born: Instant,
+    /// When the next logger is started, after this one has died.
+    revival: Option<Instant>,
 }
 
 /// How a child ended.
@@ -283,7 +287,8 @@ impl Shim {
         let execs = self.execs.values().filter_map(ExecSession::deadline);
         let closing = self.closing.as_ref().map(Closing::deadline);
         let unused = self.holder.is_none().then(|| self.idle_since + UNUSED);
-        containers.chain(execs).chain(closing).chain(unused).min()
+        let revival = self.holder.as_ref().and_then(|holder| holder.revival);
+        containers.chain(execs).chain(closing).chain(unused).chain(revival).min()
     }
 
     /// Does what has become due.
@@ -291,6 +296,7 @@ impl Shim {
         if self.holder.is_none() && now >= self.idle_since + UNUSED {
             self.done = true;
         }
+        self.revive_logger(now);
         let due: Vec<ContainerId> = self
             .containers
             .iter()

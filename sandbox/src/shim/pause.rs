@@ -17,6 +17,7 @@ use caps::{CapSet, CapsHashSet};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns},
+    sys::signal::Signal,
     unistd::{Pid, chdir, fchdir, fexecve, pivot_root},
 };
 use podhold_proto::shim::OpenPod;
@@ -127,7 +128,7 @@ fn await_exec(near: &OwnedFd, mut pid: Option<Pid>) -> Result<Pid, String> {
     };
     // One that fails before the helper has told its number ends by itself and is reaped like any child.
     if let Some(pid) = pid {
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
         let _ = nix::sys::wait::waitpid(pid, None);
     }
     Err(failure)
@@ -158,8 +159,14 @@ fn become_pause(job: &Job<'_>) -> Result<Infallible, String> {
     }
     enter_empty_root(&directory)?;
     give_up_privileges()?;
+    // After the last change of identity, which would undo it. Nobody reaps in a pod whose shim has died, and
+    // nobody could tell of its end.
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed("end with the shim"))?;
     let program = job.program.as_raw_fd();
     sys::close_fds_except(&[program, job.report.as_raw_fd()]);
+    if report::forsaken(&job.report) {
+        return Err("the shim has died".into());
+    }
     let name = c"podhold-pause";
     fexecve(program, &[name], &[c""; 0]).map_err(failed("execute pause"))
 }

@@ -12,6 +12,7 @@ use super::{
     container::Phase,
     logger::Answer,
 };
+use crate::ContainerId;
 
 impl Shim {
     /// Reaps every child that has ended; as the subreaper of the pod these are also orphans of its
@@ -42,7 +43,7 @@ impl Shim {
                 return;
             }
             if pid == holder.logger.pid {
-                holder.logger_ended = true;
+                self.logger_died(end);
                 return;
             }
         }
@@ -80,17 +81,19 @@ impl Shim {
                 Some(Answer::Opened { id, error }) => self.log_opened(&id, error),
                 Some(Answer::Drained { id }) => self.drained(&id),
                 Some(Answer::TooSlow { client }) => self.attachment_too_slow(client),
-                Some(Answer::Reopened { id, error }) => {
-                    let waiting = self.containers.get_mut(&id).map(|c| std::mem::take(&mut c.reopens));
-                    for (to, _) in waiting.into_iter().flatten() {
-                        self.reply(to, error.clone().map_or_else(done, refused));
-                    }
-                }
+                Some(Answer::Reopened { id, error }) => self.log_reopened(&id, error),
                 None => {
                     self.logger_silent();
                     return;
                 }
             }
+        }
+    }
+
+    pub(super) fn log_reopened(&mut self, id: &ContainerId, error: Option<String>) {
+        let waiting = self.containers.get_mut(id).map(|c| std::mem::take(&mut c.reopens));
+        for (to, _) in waiting.into_iter().flatten() {
+            self.reply(to, error.clone().map_or_else(done, refused));
         }
     }
 

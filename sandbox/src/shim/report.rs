@@ -9,7 +9,10 @@ use std::{
     time::SystemTime,
 };
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::wire;
@@ -49,6 +52,13 @@ pub(super) fn tell(to: impl AsFd, report: &Report, files: &[BorrowedFd<'_>]) {
 pub(super) fn tell_failure(to: impl AsFd, words: &str) {
     let cut = words.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_WORDS).unwrap_or(words.len());
     tell(to, &Report::Failed(words[..cut].to_owned()), &[]);
+}
+
+/// Whether nobody holds the receiving end any more.
+pub(super) fn forsaken(to: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&to, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
 /// What a look at the receiving end brought.

@@ -12,7 +12,7 @@ use podhold_proto::shim::{
 
 use super::{
     Holder, ReplyTo, Shim,
-    connection::{done, io_failure, not_running, protocol_failure, refused},
+    connection::{done, io_failure, not_running, older_daemon, protocol_failure, refused},
     container::Phase,
     delete::Closing,
     logger::{Command, Logger},
@@ -78,9 +78,10 @@ impl Shim {
     }
 
     fn hello(&mut self, to: ReplyTo, hello: &Hello) {
-        if hello.version != wire::VERSION {
+        // A newer daemon speaks this version as well.
+        if hello.version < wire::VERSION {
             let words = format!("this shim speaks version {}, not {}", wire::VERSION, hello.version);
-            return self.reply(to, protocol_failure(words));
+            return self.reply(to, older_daemon(words));
         }
         if let Some(connection) = &mut self.connection {
             connection.greeted = true;
@@ -88,7 +89,7 @@ impl Shim {
         let holder = self.holder.as_ref();
         let reply = HelloReply {
             version: wire::VERSION,
-            features: vec![wire::ATTACH.to_owned(), wire::USER_NAMESPACES.to_owned()],
+            features: Vec::new(),
             pause_pid: holder.map_or(0, |holder| holder.pause.as_raw().unsigned_abs()),
             pause_ended: holder.is_some_and(|holder| holder.pause_ended),
             shim_pid: std::process::id(),
@@ -106,15 +107,15 @@ impl Shim {
             let user = self.user_space.as_ref().map(|space| &space.user);
             match pause::start(pod, user, &directory) {
                 Ok(pause) => {
-                    let shared_pid = pod.shared_pid;
-                    let (logger_silent, logger_ended) = (false, false);
                     self.holder = Some(Holder {
                         pause,
                         pause_ended: false,
-                        shared_pid,
+                        shared_pid: pod.shared_pid,
                         logger,
-                        logger_silent,
-                        logger_ended,
+                        logger_silent: false,
+                        logger_ended: false,
+                        logger_born: Instant::now(),
+                        revival: None,
                     });
                 }
                 // The logger ends with its socket.

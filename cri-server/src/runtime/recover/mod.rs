@@ -10,7 +10,7 @@ mod load;
 mod orphans;
 mod shims;
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::SystemTime};
 
 use podhold_sandbox::{PodId, launch::LaunchError, record};
 use tracing::{error, info, warn};
@@ -63,7 +63,7 @@ impl Runtime {
                 info!(pod = %id, "pod does not run");
                 let runtime = Arc::clone(self);
                 let folded = blocking("exits", move || {
-                    runtime.store.containers_of(&id).into_iter().for_each(|dead| runtime.fold_dead(dead));
+                    runtime.fold_dead(&id);
                     Ok(())
                 });
                 if let Err(error) = folded.await {
@@ -99,28 +99,43 @@ impl Runtime {
         });
     }
 
-    /// A container whose pod does not run: how it ended is on disk, or nobody knows. Blocks.
-    pub(super) fn fold_dead(self: &Arc<Self>, container: Container) {
-        if container.phase != ContainerPhase::Unknown {
-            return;
+    /// A pod that does not run: how its containers ended is on disk, or nobody knows. Blocks.
+    pub(super) fn fold_dead(self: &Arc<Self>, id: &PodId) {
+        let earlier = self.store.pod(id).is_some_and(|pod| self.is_of_earlier_boot(&pod.record));
+        for container in self.store.containers_of(id) {
+            if container.phase != ContainerPhase::Unknown {
+                continue;
+            }
+            let (started, started_at) = self.start_kept(&container);
+            if earlier {
+                let when =
+                    if started { "since it was started" } else { "before it was known to be started" };
+                self.commit_recorded_exit(&container, started_at, &format!("the host was rebooted {when}"));
+            } else if !started && !self.left_traces(&container) {
+                self.store.container_event(&container.record.id, ContainerEvent::NeverStarted);
+            }
         }
-        let (pod, id) = (&container.record.pod, &container.record.id);
-        let status = record::read::<ContainerStatusRecord>(&self.layout.container_status(pod, id));
-        let (started, started_at) = match status {
+        if !earlier {
+            self.end_unheld_in_background(id, "the host or its shim ended while nobody looked".to_owned());
+        }
+    }
+
+    /// Whether and when a container was started, as far as a daemon has lived to write that down.
+    fn start_kept(&self, container: &Container) -> (bool, Option<SystemTime>) {
+        let path = self.layout.container_status(&container.record.pod, &container.record.id);
+        match record::read::<ContainerStatusRecord>(&path) {
             Ok(status) => (status.started_at.is_some(), status.started_at),
             Err(error) if error.is_missing() => (false, None),
             // One that may have run is not said to be new.
             Err(_) => (true, None),
-        };
-        let earlier = self.store.pod(pod).is_some_and(|pod| self.is_of_earlier_boot(&pod.record));
-        if earlier {
-            let when = if started { "since it was started" } else { "before it was known to be started" };
-            self.commit_recorded_exit(&container, started_at, &format!("the host was rebooted {when}"));
-        } else if started || self.layout.exit_record(pod, id).symlink_metadata().is_ok() {
-            self.end_unattended(container, "the host or its shim ended while nobody looked".to_owned());
-        } else {
-            self.store.container_event(id, ContainerEvent::NeverStarted);
         }
+    }
+
+    /// Whether there is what only a start makes.
+    fn left_traces(&self, container: &Container) -> bool {
+        let record = &container.record;
+        let exit = self.layout.exit_record(&record.pod, &record.id);
+        exit.symlink_metadata().is_ok() || self.cgroups.exists(&record.cgroup)
     }
 }
 

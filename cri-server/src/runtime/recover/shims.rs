@@ -38,8 +38,9 @@ impl Runtime {
                     Err(reason) => warn!(pod = %id, reason = %reason, "shim still does not answer"),
                 }
             }
-            for container in runtime.store.containers_of(&id) {
-                runtime.fold_dead(container);
+            let folded = tokio::task::spawn_blocking(move || runtime.fold_dead(&id));
+            if let Err(error) = folded.await {
+                warn!(%error, "exits not read");
             }
         });
     }

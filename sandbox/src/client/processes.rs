@@ -1,0 +1,110 @@
+//! What a shim that has died, or does not answer, leaves of itself: the logger, and the short-lived
+//! processes with which it makes others. All of them are forks of the shim: until they execute something
+//! else they have its command line, which names the pod.
+//!
+//! Everything here may block, for a bounded time. Does not look for containers, nor for pause, which the
+//! kernel ends with its shim.
+
+use std::{
+    fs, io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+
+use crate::{Layout, PodId};
+
+/// What the logger is called; the shim has named it.
+const LOGGER: &[u8] = b"podhold-logger\n";
+/// How long the logger may write what is left in the pipes; as long as its own drain, and a little more.
+const LAST_LINES: Duration = Duration::from_secs(2);
+/// How long killed processes may take to be gone. One that waits for a disk takes longer, and is left.
+const KILLED: Duration = Duration::from_secs(1);
+
+/// The shim's program and arguments, as `/proc` shows them.
+fn command_line(layout: &Layout, pod: &PodId) -> Vec<u8> {
+    let words = ["podhold-shim".as_ref(), layout.run().as_os_str(), layout.state().as_os_str()];
+    let mut line = Vec::new();
+    for word in words.into_iter().chain([pod.as_str().as_ref()]) {
+        line.extend(word.as_bytes());
+        line.push(0);
+    }
+    line
+}
+
+/// The process `pid`, if it is the pod's shim or a fork of it.
+pub(super) fn is_shim(layout: &Layout, pod: &PodId, pid: u32) -> Option<OwnedFd> {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    let process = pidfd_open(number, PidfdFlags::NONBLOCK).ok()?;
+    // Read after the process is held: its number cannot have become another's in between.
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    (line == command_line(layout, pod)).then_some(process)
+}
+
+/// Kills the shim and all its forks, except the logger.
+pub(super) fn end_makers(layout: &Layout, pod: &PodId) -> io::Result<()> {
+    let deadline = Instant::now() + KILLED;
+    loop {
+        let found = forks(layout, pod, false)?;
+        found.iter().for_each(kill);
+        // One that was about to fork has done so or not by now: looks again.
+        if found.is_empty() || !wait(&found, deadline) {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits for the logger, then kills it.
+pub(super) fn end_logger(layout: &Layout, pod: &PodId) -> io::Result<()> {
+    let found = forks(layout, pod, true)?;
+    if !wait(&found, Instant::now() + LAST_LINES) {
+        found.iter().for_each(kill);
+        wait(&found, Instant::now() + KILLED);
+    }
+    // What an orderly end of the shim removes: while it is there, there may be something to end.
+    match fs::remove_file(layout.shim_socket(pod)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn forks(layout: &Layout, pod: &PodId, loggers: bool) -> io::Result<Vec<OwnedFd>> {
+    if !layout.shim_socket(pod).exists() {
+        return Ok(Vec::new());
+    }
+    let wanted = command_line(layout, pod);
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(name) = entry?.file_name().into_string() else { continue };
+        let Ok(pid) = name.parse::<u32>() else { continue };
+        // Most are not: no file is opened for those but this one.
+        if !fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == wanted) {
+            continue;
+        }
+        let Some(process) = is_shim(layout, pod, pid) else { continue };
+        let logger = fs::read(format!("/proc/{pid}/comm")).is_ok_and(|name| name == LOGGER);
+        if logger == loggers {
+            found.push(process);
+        }
+    }
+    Ok(found)
+}
+
+fn kill(process: &OwnedFd) {
+    // Fails for one that has ended.
+    let _ = pidfd_send_signal(process, Signal::KILL);
+}
+
+/// Whether all have ended by `deadline`.
+fn wait(processes: &[OwnedFd], deadline: Instant) -> bool {
+    processes.iter().all(|process| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+        let mut fds = [PollFd::new(process, PollFlags::IN)];
+        poll(&mut fds, Some(&left)).is_ok_and(|ready| ready > 0)
+    })
+}
