@@ -223,6 +223,27 @@ impl Machine {
         told.await.map_err(|_| MachineError::Gone)
     }
 
+    /// The host's pid of a process that has this pid inside.
+    pub fn host_pid(&self, inside: i32) -> io::Result<u32> {
+        let namespace = fs::read_link(format!("/proc/{}/ns/pid", self.init))?;
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            // Processes end while they are looked at.
+            let here = fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|other| other == namespace);
+            if !here {
+                continue;
+            }
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            let innermost = pids.and_then(|pids| pids.split_whitespace().last()?.parse().ok());
+            if innermost == Some(inside) {
+                return Ok(pid);
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
+
     /// The only child of unshare.
     fn find_init(&self) -> io::Result<u32> {
         let parent = format!("PPid:\t{}\n", self.unshare.id().unwrap_or_default());
