@@ -13,7 +13,7 @@ use podhold_sandbox::{
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use super::{Runtime, volumes};
+use super::{Runtime, teardown::remove_tree, volumes};
 use crate::{
     error::{Error, Result},
     state::{
@@ -71,6 +71,10 @@ impl Runtime {
         let path = self.layout.pod_record(&id);
         let record: PodRecord = match record::read(&path) {
             Ok(record) => record,
+            Err(reason) if reason.is_missing() && is_only_begun(&path) => {
+                drop_begun(&path);
+                return None;
+            }
             Err(reason) => {
                 error!(path = %path.display(), reason = crate::error::chain(&reason), "pod record cannot be read; the pod is left alone");
                 return None;
@@ -96,6 +100,7 @@ impl Runtime {
         let path = self.layout.container_record(pod, &id);
         let record: ContainerRecord = match record::read(&path) {
             Ok(record) => record,
+            Err(reason) if reason.is_missing() && is_only_begun(&path) => return drop_begun(&path),
             Err(reason) => {
                 error!(path = %path.display(), reason = crate::error::chain(&reason), "container record cannot be read; the container is left alone");
                 return;
@@ -203,9 +208,8 @@ impl Runtime {
             self.fold(&container.id, container.state);
         }
         for container in self.store.containers_of(id) {
-            if container.phase == ContainerPhase::Unknown {
-                self.store.container_event(&container.record.id, ContainerEvent::NeverStarted);
-            }
+            // Not known to a shim that has deleted it, or that is about to end.
+            self.fold_dead(container);
         }
         self.watch(id.clone(), open.events);
         Ok(())
@@ -238,7 +242,7 @@ impl Runtime {
         });
     }
 
-    /// A container whose pod does not run: how it ended is on disk, or nobody knows.
+    /// A container that no shim knows: how it ended is on disk, or nobody knows, or it was never started.
     fn fold_dead(self: &Arc<Self>, container: Container) {
         if container.phase != ContainerPhase::Unknown {
             return;
@@ -290,6 +294,24 @@ impl Runtime {
         if let Err(error) = cleaned.await {
             error!(%error, "orphans not undone");
         }
+    }
+}
+
+/// Whether nothing but a record was ever, or is still, to be in the directory of a record that is missing:
+/// its daemon died before it was written, or when it had been removed, the last of all.
+fn is_only_begun(record: &Path) -> bool {
+    let temporary = record::temporary_of(record).ok();
+    let own = temporary.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    let names = record.parent().map(names);
+    names.is_some_and(|names| names.is_ok_and(|names| names.iter().all(|name| Some(name) == own.as_ref())))
+}
+
+/// Removes such a directory.
+fn drop_begun(record: &Path) {
+    if let Some(dir) = record.parent()
+        && let Err(error) = remove_tree(dir)
+    {
+        warn!(path = %dir.display(), %error, "begun and never finished; not removed");
     }
 }
 

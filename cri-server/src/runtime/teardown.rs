@@ -82,7 +82,7 @@ impl Runtime {
                 cgroups.prune(&cgroup)?;
             }
             remove_tree(&layout.pod_run(&record.id))?;
-            remove_tree(&layout.pod_state(&record.id))
+            remove_recorded(&layout.pod_record(&record.id))
         })
         .await
     }
@@ -135,7 +135,7 @@ impl Runtime {
             snapshots.remove(id.as_str()).map_err(Error::doing("container root"))?;
             remove_tree(&layout.bundle(&pod, &id))?;
             let _no_writer = runtime.status_files.lock().expect("no code panics while it holds this");
-            remove_tree(&layout.container_state(&pod, &id))
+            remove_recorded(&layout.container_record(&pod, &id))
         })
         .await
     }
@@ -158,9 +158,21 @@ fn drop_strays(layout: &Layout, pod: &PodId, snapshots: &dyn Snapshots) -> Resul
     Ok(())
 }
 
-/// Removes a directory of ours with all that is in it. Success when it is not there. Never goes through
+/// Removes the directory of a record, the record last: who dies in between has an object that can be removed.
+fn remove_recorded(record: &Path) -> Result<()> {
+    let dir = record.parent().expect("a record has a directory");
+    for name in super::recover::names(dir)? {
+        let path = dir.join(name);
+        if path != record {
+            remove_tree(&path)?;
+        }
+    }
+    remove_tree(dir)
+}
+
+/// Removes a directory or file of ours with all that is in it. Success when it is not there. Never goes through
 /// a mount, beneath which other people's files are.
-fn remove_tree(path: &Path) -> Result<()> {
+pub(super) fn remove_tree(path: &Path) -> Result<()> {
     let mounts =
         std::fs::read_to_string("/proc/self/mountinfo").map_err(Error::doing("reading the mounts"))?;
     let beneath = |line: &&str| line.split(' ').nth(4).is_some_and(|at| Path::new(at).starts_with(path));
@@ -170,7 +182,11 @@ fn remove_tree(path: &Path) -> Result<()> {
             path.display()
         )));
     }
-    match std::fs::remove_dir_all(path) {
+    let removed = match path.symlink_metadata() {
+        Ok(metadata) if !metadata.is_dir() => std::fs::remove_file(path),
+        _ => std::fs::remove_dir_all(path),
+    };
+    match removed {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::failed(format!("removing {}", path.display()), &error)),

@@ -1,15 +1,19 @@
 //! `podhold-kills`: kills the daemon thousands of times, at random steps of random verbs, and judges what is
 //! there when it is back. The short form of this is the test `kill_points`.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    process::ExitCode,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use clap::Parser;
 use podhold_integration::{
-    kills::{self, Dice, Moment, Table, Verb},
+    kills::{self, Dice, Moment, Orphans, Table, Verb},
     rig::Rig,
     steps::Step,
 };
-use tokio::sync::Mutex;
 
 /// One kill in so many comes at a random time, not at a step.
 const BY_TIME: u64 = 5;
@@ -20,7 +24,7 @@ const LATEST: u64 = 400;
 /// How many runs a rig serves before another takes its place.
 const FRESH: usize = 250;
 
-#[derive(Parser)]
+#[derive(Parser, Clone)]
 #[command(
     about = "Kills the daemon at random steps of random verbs, and judges what is there when it is back"
 )]
@@ -37,81 +41,73 @@ struct Arguments {
     /// Only verbs whose name contains this
     #[arg(long, default_value = "")]
     verb: String,
-    /// Try each step once, in order, rather than random ones
+    /// Try the first and the last step of each name once, in order, rather than random ones
     #[arg(long)]
     steps: bool,
+    /// Start each daemon at once, while network plugins of the one before may still run
+    #[arg(long)]
+    meet_orphans: bool,
     /// Print the steps of the verbs and end
     #[arg(long)]
     list: bool,
 }
 
-struct Shared {
+/// What all workers share.
+struct Work {
+    arguments: Arguments,
     dice: Dice,
     table: Table,
+    /// Verbs whose steps are not known yet.
+    unknown: Vec<Verb>,
+    known: Vec<(Verb, Vec<Step>)>,
+    /// Moments that are tried whatever the dice say.
+    planned: VecDeque<(Verb, Moment)>,
     left: usize,
 }
+
+type Shared = Arc<Mutex<Work>>;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let verbs: Vec<Verb> =
-        Verb::ALL.into_iter().filter(|verb| verb.to_string().contains(&arguments.verb)).collect();
-    let mut rig = Rig::start().await;
-    let mut table = Table::default();
-    let mut known = Vec::new();
-    for verb in verbs {
-        let verdict = kills::run(&mut rig, verb, &Moment::Answered).await;
-        table.add(verb, &Moment::Answered, &verdict);
-        eprintln!("{verb}: {} steps", verdict.steps.len());
-        if arguments.list {
-            verdict.steps.iter().for_each(|step| println!("{verb}: {} #{}", step.name, step.occurrence));
-        }
-        known.push((verb, verdict.steps));
-    }
-    rig.finish().await;
-    if arguments.list {
-        return ExitCode::SUCCESS;
-    }
+    let unknown = Verb::ALL.into_iter().filter(|verb| verb.to_string().contains(&arguments.verb)).collect();
     let dice = Dice::new(arguments.seed);
     println!("seed {}", dice.seed);
-    let planned: Vec<(Verb, Moment)> = if arguments.steps { every(&known) } else { Vec::new() };
-    let left = if arguments.steps { planned.len() } else { arguments.count };
-    let shared = Arc::new(Mutex::new(Shared { dice, table, left }));
-    let (known, planned) = (Arc::new(known), Arc::new(planned));
-    let workers = (0..arguments.rigs)
-        .map(|_| tokio::spawn(work(Arc::clone(&shared), Arc::clone(&known), Arc::clone(&planned))));
+    let (rigs, random) = (arguments.rigs, !arguments.steps && !arguments.list);
+    let left = if random { arguments.count } else { 0 };
+    let shared = Arc::new(Mutex::new(Work {
+        arguments,
+        dice,
+        table: Table::default(),
+        unknown,
+        known: Vec::new(),
+        planned: VecDeque::new(),
+        left,
+    }));
+    let workers = (0..rigs).map(|_| tokio::spawn(work(Arc::clone(&shared))));
     let ended = futures::future::join_all(workers).await;
     let broken = ended.iter().filter(|end| end.is_err()).count();
-    let shared = shared.lock().await;
-    println!("{}\n{}", shared.table, shared.table.by_verb());
-    println!("{} kills, {} faults, {broken} rigs broken", shared.table.runs(), shared.table.faults.len());
-    shared.table.faults.iter().for_each(|fault| println!("FAULT: {fault}"));
-    if shared.table.faults.is_empty() && broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let work = lock(&shared);
+    println!("{}\n{}", work.table, work.table.by_verb());
+    println!("{} kills, {} faults, {broken} rigs broken", work.table.runs(), work.table.faults.len());
+    work.table.faults.iter().for_each(|fault| println!("FAULT: {fault}"));
+    if work.table.faults.is_empty() && broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn every(known: &[(Verb, Vec<Step>)]) -> Vec<(Verb, Moment)> {
-    let moments = |(verb, steps): &(Verb, Vec<Step>)| {
-        let verb = *verb;
-        kills::chosen(steps, usize::MAX).into_iter().map(move |step| (verb, Moment::Before(step)))
-    };
-    known.iter().flat_map(moments).collect()
+fn lock(shared: &Shared) -> MutexGuard<'_, Work> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Serves kills until none is left.
-async fn work(
-    shared: Arc<Mutex<Shared>>,
-    known: Arc<Vec<(Verb, Vec<Step>)>>,
-    planned: Arc<Vec<(Verb, Moment)>>,
-) {
+async fn work(shared: Shared) {
+    let orphans = if lock(&shared).arguments.meet_orphans { Orphans::Met } else { Orphans::Awaited };
     loop {
         let mut rig = Rig::start().await;
         let mut left_before = Vec::new();
         for _ in 0..FRESH {
-            let Some((verb, moment)) = next(&mut *shared.lock().await, &known, &planned) else {
-                finish(rig, &left_before).await;
-                return;
-            };
-            let mut verdict = kills::run(&mut rig, verb, &moment).await;
+            let next = lock(&shared).next();
+            let Some((verb, moment)) = next else { return finish(rig, &left_before).await };
+            let mut verdict = kills::run(&mut rig, verb, &moment, orphans).await;
             // What an earlier run has left is that run's.
             let all = verdict.leaks.clone();
             verdict.leaks.retain(|leak| !left_before.contains(leak));
@@ -119,7 +115,11 @@ async fn work(
             for what in verdict.faults.iter().chain(&verdict.leaks) {
                 eprintln!("FAULT: {verb}, killed {moment:?}: {what}");
             }
-            shared.lock().await.table.add(verb, &moment, &verdict);
+            let mut work = lock(&shared);
+            work.table.add(verb, &moment, &verdict);
+            if moment == Moment::Answered {
+                work.learn(verb, verdict.steps);
+            }
         }
         finish(rig, &left_before).await;
     }
@@ -132,23 +132,39 @@ async fn finish(rig: Rig, left: &[String]) {
     }
 }
 
-fn next(
-    shared: &mut Shared,
-    known: &[(Verb, Vec<Step>)],
-    planned: &[(Verb, Moment)],
-) -> Option<(Verb, Moment)> {
-    shared.left = shared.left.checked_sub(1)?;
-    if shared.left % 100 == 0 {
-        eprintln!("{} to go, {} faults", shared.left, shared.table.faults.len());
+impl Work {
+    fn learn(&mut self, verb: Verb, steps: Vec<Step>) {
+        eprintln!("{verb}: {} steps", steps.len());
+        if self.arguments.list {
+            steps.iter().for_each(|step| println!("{verb}: {} #{}", step.name, step.occurrence));
+        }
+        if self.arguments.steps {
+            let chosen = kills::chosen(&steps, usize::MAX);
+            self.planned.extend(chosen.into_iter().map(|step| (verb, Moment::Before(step))));
+        }
+        self.known.push((verb, steps));
     }
-    if !planned.is_empty() {
-        return Some(planned[planned.len() - 1 - shared.left].clone());
+
+    fn next(&mut self) -> Option<(Verb, Moment)> {
+        if let Some(verb) = self.unknown.pop() {
+            return Some((verb, Moment::Answered));
+        }
+        if let Some(planned) = self.planned.pop_front() {
+            return Some(planned);
+        }
+        if self.known.is_empty() {
+            return None;
+        }
+        self.left = self.left.checked_sub(1)?;
+        if self.left.is_multiple_of(50) {
+            eprintln!("{} to go, {} faults", self.left, self.table.faults.len());
+        }
+        let (verb, steps) = self.dice.one(&self.known);
+        let by_time = steps.is_empty() || self.dice.below(BY_TIME) == 0;
+        let moment = match by_time {
+            true => Moment::At(Duration::from_millis(self.dice.below(LATEST))),
+            false => Moment::Before(self.dice.one(steps).clone()),
+        };
+        Some((*verb, moment))
     }
-    let (verb, steps) = shared.dice.one(known);
-    let by_time = steps.is_empty() || shared.dice.below(BY_TIME) == 0;
-    let moment = match by_time {
-        true => Moment::At(Duration::from_millis(shared.dice.below(LATEST))),
-        false => Moment::Before(shared.dice.one(steps).clone()),
-    };
-    Some((*verb, moment))
 }

@@ -107,7 +107,8 @@ fn no_twins(seen: &Seen, faults: &mut Vec<String>) {
     }
 }
 
-/// The call again. One that says "ask again" is asked again, as a kubelet does.
+/// The call again, as a kubelet does: one that says "ask again" is asked again, and what it says is to be
+/// removed is removed.
 async fn call_again(rig: &Rig, verb: Verb, stage: &Stage) -> Result<(), Status> {
     let deadline = Instant::now() + PATIENCE;
     let mut ticks = interval(Duration::from_millis(50));
@@ -115,14 +116,31 @@ async fn call_again(rig: &Rig, verb: Verb, stage: &Stage) -> Result<(), Status> 
         ticks.tick().await;
         let answer = tokio::time::timeout_at(deadline, stage.call(rig.cri(), verb)).await;
         match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer"))) {
-            Err(status) if asks_again(&status) && Instant::now() < deadline => {}
+            Err(status) if says(&status, "ask again") && Instant::now() < deadline => {}
+            Err(status) if says(&status, "remove it") && Instant::now() < deadline => {
+                remove_unfinished(rig, stage).await?;
+            }
             answer => return answer,
         }
     }
 }
 
-fn asks_again(status: &Status) -> bool {
-    status.code() == Code::FailedPrecondition && status.message().contains("ask again")
+fn says(status: &Status, what: &str) -> bool {
+    status.code() == Code::FailedPrecondition && status.message().contains(what)
+}
+
+/// Removes what is in the way of another attempt.
+async fn remove_unfinished(rig: &Rig, stage: &Stage) -> Result<(), Status> {
+    let cri = rig.cri();
+    for container in cri.list_containers().await? {
+        cri.remove(&container.id).await?;
+    }
+    for pod in cri.list_pods().await? {
+        if pod.id != stage.pod {
+            cri.remove_pod(&pod.id).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Waits until the processes there are are those the daemon says there are: its list is ahead of the

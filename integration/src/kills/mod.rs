@@ -10,7 +10,9 @@ mod plan;
 mod stage;
 mod table;
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
+
+use tokio::time::{Instant, interval};
 
 pub use self::{
     plan::{Dice, chosen},
@@ -19,6 +21,7 @@ pub use self::{
 };
 use crate::{
     daemon::Daemon,
+    needs::CNI_DIRECTORIES,
     rig::Rig,
     steps::{Step, Tracer},
 };
@@ -61,13 +64,25 @@ pub struct Verdict {
     pub steps: Vec<Step>,
 }
 
+/// Whether the second daemon meets what the first one has left running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orphans {
+    /// It is started when the first one's network plugins have ended.
+    Awaited,
+    /// It is started at once.
+    Met,
+}
+
 /// Calls `verb`, has the daemon die at `moment`, and judges its successor.
 ///
 /// # Panics
 /// When the stage cannot be set, or no daemon comes back.
-pub async fn run(rig: &mut Rig, verb: Verb, moment: &Moment) -> Verdict {
+pub async fn run(rig: &mut Rig, verb: Verb, moment: &Moment, orphans: Orphans) -> Verdict {
     let stage = stage::set(rig, verb).await;
     let steps = die(rig, verb, &stage, moment).await;
+    if orphans == Orphans::Awaited {
+        plugins_have_ended(rig).await;
+    }
     let again = Daemon::start(&rig.machine, &rig.places).await;
     rig.daemon = again.unwrap_or_else(|error| panic!("{verb}, killed {moment:?}: {error}"));
     let (outcome, faults) = judge::judge(rig, verb, &stage).await;
@@ -101,4 +116,18 @@ async fn follow(rig: &Rig, fatal: Option<Step>, call: impl Future) -> Vec<Step> 
     call.await;
     let done = tokio::task::spawn_blocking(move || tracer.finish()).await;
     done.expect("no panic").unwrap_or_else(|e| panic!("follow the daemon: {e}"))
+}
+
+/// Waits until no network plugin runs. Nothing tells when they end: they are nobody's children any more.
+async fn plugins_have_ended(rig: &Rig) {
+    let is_plugin = |pid: &u32| {
+        let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        let ours = rig.places.plugins();
+        program.starts_with(ours) || CNI_DIRECTORIES.iter().any(|dir| program.starts_with(Path::new(dir)))
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let mut ticks = interval(Duration::from_millis(10));
+    while rig.machine.pids().is_ok_and(|pids| pids.iter().any(is_plugin)) && Instant::now() < deadline {
+        ticks.tick().await;
+    }
 }

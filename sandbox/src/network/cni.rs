@@ -237,7 +237,10 @@ impl Cni {
     }
 
     async fn give_back(&self, pod: &PodId) -> Result<(), CniError> {
-        let Some(mut record) = self.cache.read(pod).await? else { return Ok(()) };
+        let Some(mut record) = self.cache.read(pod).await? else {
+            // What an earlier daemon was about to write when it died.
+            return self.cache.remove(pod).await;
+        };
         if !netns::exists(&record.netns) {
             // Plugins take an empty name for "gone", and stumble over a plain file.
             record.netns = PathBuf::new();

@@ -115,7 +115,7 @@ impl Cache {
         let record = record.clone();
         blocking("write", self.path(&record.pod), move |path| {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-            let temporary = path.with_extension("new");
+            let temporary = temporary_of(path);
             // What a crash left would make the exclusive creation fail for ever.
             let _nothing_left = fs::remove_file(&temporary);
             let mut file =
@@ -127,9 +127,14 @@ impl Cache {
     }
 
     pub(super) async fn remove(&self, pod: &PodId) -> Result<(), CniError> {
-        blocking("remove", self.path(pod), |path| match fs::remove_file(path) {
+        let gone = |path: &Path| match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
+        };
+        // The record last: as long as it is there, it is removed again.
+        blocking("remove", self.path(pod), move |path| {
+            gone(&temporary_of(path))?;
+            gone(path)
         })
         .await
     }
@@ -146,6 +151,10 @@ impl Cache {
     fn path(&self, pod: &PodId) -> PathBuf {
         self.dir.join(format!("{pod}.json"))
     }
+}
+
+fn temporary_of(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }
 
 async fn blocking<T: Send + 'static>(
