@@ -9,6 +9,7 @@ mod judge;
 mod plan;
 mod stage;
 mod table;
+mod trial;
 
 use std::{fs, path::Path, time::Duration};
 
@@ -18,6 +19,7 @@ pub use self::{
     plan::{Dice, chosen},
     stage::Verb,
     table::Table,
+    trial::trial,
 };
 use crate::{
     daemon::Daemon,
