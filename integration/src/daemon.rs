@@ -168,9 +168,7 @@ pub fn configuration(places: &Places, parent: &str) -> String {
 impl Daemon {
     /// Starts the daemon with the configuration file that is at its place, and waits until it answers.
     pub async fn start(machine: &Machine, places: &Places) -> Result<Self, DaemonError> {
-        let words = [programs::built("podhold"), "serve".into(), "--config".into(), places.config()];
-        let words = words.map(|word: PathBuf| word.display().to_string());
-        let pid = machine.spawn(&words, BTreeMap::new(), &places.log()).await?;
+        let pid = Self::spawn(machine, places).await?;
         let socket = places.socket();
         let what = tokio::select! {
             answer = Cri::connect_within(&socket, PATIENCE) => match answer {
@@ -184,6 +182,25 @@ impl Daemon {
             code = machine.wait(pid) => format!("ended with exit code {}", code?),
         };
         Err(DaemonError::NotUp { what, log: log(places) })
+    }
+
+    /// Starts the daemon and ends it as a crash does when it has run for `life`, whatever it is at.
+    pub async fn start_and_kill(
+        machine: &Machine,
+        places: &Places,
+        life: Duration,
+    ) -> Result<(), DaemonError> {
+        let pid = Self::spawn(machine, places).await?;
+        tokio::time::sleep(life).await;
+        machine.signal(pid, Signal::SIGKILL).await?;
+        machine.wait(pid).await?;
+        Ok(())
+    }
+
+    async fn spawn(machine: &Machine, places: &Places) -> Result<i32, MachineError> {
+        let words = [programs::built("podhold"), "serve".into(), "--config".into(), places.config()];
+        let words = words.map(|word: PathBuf| word.display().to_string());
+        machine.spawn(&words, BTreeMap::new(), &places.log()).await
     }
 
     /// Ends the daemon as an administrator does, by TERM; answers its exit code.

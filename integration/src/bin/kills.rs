@@ -10,7 +10,7 @@ use std::{
 
 use clap::Parser;
 use podhold_integration::{
-    kills::{self, Dice, Moment, Orphans, Table, Verb},
+    kills::{self, Dice, Kill, Moment, Orphans, Table, Verb},
     rig::Rig,
     steps::Step,
 };
@@ -20,6 +20,9 @@ const BY_TIME: u64 = 5;
 
 /// The latest random time, in milliseconds: longer than any verb takes.
 const LATEST: u64 = 400;
+
+/// One successor in so many is killed too.
+const AGAIN: u64 = 4;
 
 /// How many runs a rig serves before another takes its place.
 const FRESH: usize = 250;
@@ -61,7 +64,7 @@ struct Work {
     unknown: Vec<Verb>,
     known: Vec<(Verb, Vec<Step>)>,
     /// Moments that are tried whatever the dice say.
-    planned: VecDeque<(Verb, Moment)>,
+    planned: VecDeque<Kill>,
     left: usize,
 }
 
@@ -100,25 +103,24 @@ fn lock(shared: &Shared) -> MutexGuard<'_, Work> {
 
 /// Serves kills until none is left.
 async fn work(shared: Shared) {
-    let orphans = if lock(&shared).arguments.meet_orphans { Orphans::Met } else { Orphans::Awaited };
     loop {
         let mut rig = Rig::start().await;
         let mut left_before = Vec::new();
         for _ in 0..FRESH {
             let next = lock(&shared).next();
-            let Some((verb, moment)) = next else { return finish(rig, &left_before).await };
-            let mut verdict = kills::run(&mut rig, verb, &moment, orphans).await;
+            let Some(kill) = next else { return finish(rig, &left_before).await };
+            let mut verdict = kills::run(&mut rig, &kill).await;
             // What an earlier run has left is that run's.
             let all = verdict.leaks.clone();
             verdict.leaks.retain(|leak| !left_before.contains(leak));
             left_before = all;
             for what in verdict.faults.iter().chain(&verdict.leaks) {
-                eprintln!("FAULT: {verb}, killed {moment:?}: {what}");
+                eprintln!("FAULT: {kill}: {what}");
             }
             let mut work = lock(&shared);
-            work.table.add(verb, &moment, &verdict);
-            if moment == Moment::Answered {
-                work.learn(verb, verdict.steps);
+            work.table.add(&kill, &verdict);
+            if kill.moment == Moment::Answered {
+                work.learn(kill.verb, verdict.steps);
             }
         }
         finish(rig, &left_before).await;
@@ -140,14 +142,22 @@ impl Work {
         }
         if self.arguments.steps {
             let chosen = kills::chosen(&steps, usize::MAX);
-            self.planned.extend(chosen.into_iter().map(|step| (verb, Moment::Before(step))));
+            self.planned.extend(chosen.into_iter().map(|step| Kill::new(verb, Moment::Before(step))));
         }
         self.known.push((verb, steps));
     }
 
-    fn next(&mut self) -> Option<(Verb, Moment)> {
+    fn next(&mut self) -> Option<Kill> {
+        let mut kill = self.choose()?;
+        if self.arguments.meet_orphans {
+            kill.orphans = Orphans::Met;
+        }
+        Some(kill)
+    }
+
+    fn choose(&mut self) -> Option<Kill> {
         if let Some(verb) = self.unknown.pop() {
-            return Some((verb, Moment::Answered));
+            return Some(Kill::new(verb, Moment::Answered));
         }
         if let Some(planned) = self.planned.pop_front() {
             return Some(planned);
@@ -165,6 +175,8 @@ impl Work {
             true => Moment::At(Duration::from_millis(self.dice.below(LATEST))),
             false => Moment::Before(self.dice.one(steps).clone()),
         };
-        Some((*verb, moment))
+        let again = self.dice.below(AGAIN) == 0;
+        let again = again.then(|| Duration::from_millis(self.dice.below(LATEST)));
+        Some(Kill { again, ..Kill::new(*verb, moment) })
     }
 }

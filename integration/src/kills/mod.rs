@@ -11,7 +11,7 @@ mod stage;
 mod table;
 mod trial;
 
-use std::{fs, path::Path, time::Duration};
+use std::{fmt, fs, path::Path, time::Duration};
 
 use tokio::time::{Instant, interval};
 
@@ -66,7 +66,39 @@ pub struct Verdict {
     pub steps: Vec<Step>,
 }
 
-/// Whether the second daemon meets what the first one has left running.
+/// What is tried in one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kill {
+    /// What is called.
+    pub verb: Verb,
+    /// When the daemon dies.
+    pub moment: Moment,
+    /// How long its successor lives, when that dies too: while it comes back, or soon after.
+    pub again: Option<Duration>,
+    /// Whether successors are started at once.
+    pub orphans: Orphans,
+}
+
+impl Kill {
+    /// At this moment, once.
+    pub fn new(verb: Verb, moment: Moment) -> Self {
+        Self { verb, moment, again: None, orphans: Orphans::Awaited }
+    }
+}
+
+impl fmt::Display for Kill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, killed ", self.verb)?;
+        match &self.moment {
+            Moment::Before(step) => write!(f, "before {} #{}", step.name, step.occurrence)?,
+            Moment::Answered => write!(f, "after the answer")?,
+            Moment::At(time) => write!(f, "after {time:?}")?,
+        }
+        self.again.map_or(Ok(()), |life| write!(f, ", its successor after {life:?}"))
+    }
+}
+
+/// Whether a daemon meets what the first one has left running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Orphans {
     /// It is started when the first one's network plugins have ended.
@@ -75,18 +107,23 @@ pub enum Orphans {
     Met,
 }
 
-/// Calls `verb`, has the daemon die at `moment`, and judges its successor.
+/// Calls the verb, has the daemon die, and judges its successor.
 ///
 /// # Panics
 /// When the stage cannot be set, or no daemon comes back.
-pub async fn run(rig: &mut Rig, verb: Verb, moment: &Moment, orphans: Orphans) -> Verdict {
+pub async fn run(rig: &mut Rig, kill: &Kill) -> Verdict {
+    let verb = kill.verb;
     let stage = stage::set(rig, verb).await;
-    let steps = die(rig, verb, &stage, moment).await;
-    if orphans == Orphans::Awaited {
-        plugins_have_ended(rig).await;
+    let steps = die(rig, verb, &stage, &kill.moment).await;
+    let waits = kill.orphans == Orphans::Awaited;
+    if let Some(life) = kill.again {
+        plugins_have_ended(rig, waits).await;
+        let died = Daemon::start_and_kill(&rig.machine, &rig.places, life).await;
+        died.unwrap_or_else(|error| panic!("{kill}: {error}"));
     }
+    plugins_have_ended(rig, waits).await;
     let again = Daemon::start(&rig.machine, &rig.places).await;
-    rig.daemon = again.unwrap_or_else(|error| panic!("{verb}, killed {moment:?}: {error}"));
+    rig.daemon = again.unwrap_or_else(|error| panic!("{kill}: {error}"));
     let (outcome, faults) = judge::judge(rig, verb, &stage).await;
     let leaks = rig.leaks().await.iter().map(ToString::to_string).collect();
     Verdict { outcome, faults, leaks, steps }
@@ -121,7 +158,10 @@ async fn follow(rig: &Rig, fatal: Option<Step>, call: impl Future) -> Vec<Step> 
 }
 
 /// Waits until no network plugin runs. Nothing tells when they end: they are nobody's children any more.
-async fn plugins_have_ended(rig: &Rig) {
+async fn plugins_have_ended(rig: &Rig, waits: bool) {
+    if !waits {
+        return;
+    }
     let is_plugin = |pid: &u32| {
         let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         let ours = rig.places.plugins();

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, fmt::Write};
 
-use super::{Moment, Outcome, Verb, Verdict};
+use super::{Kill, Moment, Outcome, Verb, Verdict};
 
 /// All runs so far, by verb and kill point.
 #[derive(Debug, Default)]
@@ -39,8 +39,8 @@ impl Row {
 
 impl Table {
     /// Counts a run.
-    pub fn add(&mut self, verb: Verb, moment: &Moment, verdict: &Verdict) {
-        let point = match moment {
+    pub fn add(&mut self, kill: &Kill, verdict: &Verdict) {
+        let point = match &kill.moment {
             Moment::Before(step) => format!("before {}", step.name),
             Moment::Answered => "after the answer".to_owned(),
             Moment::At(_) => "at any time".to_owned(),
@@ -51,22 +51,9 @@ impl Table {
             leaks: verdict.leaks.len(),
             faults: verdict.faults.len(),
         };
-        self.rows.entry((verb, point)).or_default().add(&row);
-        let which = match moment {
-            Moment::Before(step) => format!("before {} #{}", step.name, step.occurrence),
-            Moment::Answered => "after the answer".to_owned(),
-            Moment::At(time) => format!("after {time:?}"),
-        };
+        self.rows.entry((kill.verb, point)).or_default().add(&row);
         let said = verdict.faults.iter().chain(&verdict.leaks);
-        self.faults.extend(said.map(|what| format!("{verb}, killed {which}: {what}")));
-    }
-
-    /// Takes in what another has counted.
-    pub fn merge(&mut self, other: Self) {
-        for (key, row) in other.rows {
-            self.rows.entry(key).or_default().add(&row);
-        }
-        self.faults.extend(other.faults);
+        self.faults.extend(said.map(|what| format!("{kill}: {what}")));
     }
 
     /// How many runs there were.
