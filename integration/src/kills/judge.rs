@@ -1,6 +1,10 @@
 //! Whether what the second daemon says is true, and whether every object can be gone on with.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use podhold_proto::cri::{Container, ContainerState, PodSandbox, PodSandboxState};
 use tokio::time::{Duration, Instant, interval};
@@ -25,6 +29,7 @@ pub(super) async fn judge(rig: &Rig, verb: Verb, stage: &Stage) -> (Outcome, Vec
     let seen = look(rig, verb, &mut faults).await;
     let outcome = outcome(verb, &seen);
     no_twins(&seen, &mut faults);
+    truth(rig, &mut faults).await;
     match call_again(rig, verb, stage).await {
         Err(status) => faults.push(format!("the same call again ({outcome:?}): {status}")),
         Ok(()) => {
@@ -84,14 +89,16 @@ fn outcome(verb: Verb, seen: &Seen) -> Outcome {
     let running = Some(ContainerState::ContainerRunning);
     let exited = Some(ContainerState::ContainerExited);
     match verb {
-        Verb::RunPod | Verb::RunUserPod => pick(pod == ready, pod.is_none()),
-        Verb::Create | Verb::CreateInUserPod => pick(container == created, container.is_none()),
+        Verb::RunPod | Verb::RunUserPod | Verb::RunPlacedPod => pick(pod == ready, pod.is_none()),
+        Verb::Create | Verb::CreateWithVolume | Verb::CreateInUserPod => {
+            pick(container == created, container.is_none())
+        }
         Verb::Start => pick(container == running, container == created),
         Verb::Stop | Verb::StopByForce => pick(container == exited, container == running),
-        Verb::Remove => pick(container.is_none(), container == running),
+        Verb::Remove | Verb::RemoveWithVolume => pick(container.is_none(), container == running),
         Verb::RemoveEnded => pick(container.is_none(), container == exited),
         Verb::StopPod => pick(pod == not_ready && container == exited, pod == ready && container == running),
-        Verb::RemovePod => pick(pod.is_none(), pod == ready && container == running),
+        Verb::RemovePod | Verb::RemovePlacedPod => pick(pod.is_none(), pod == ready && container == running),
         Verb::RemoveStoppedPod => pick(pod.is_none(), pod == not_ready && container == exited),
         Verb::Pull => pick(seen.image, !seen.image),
     }
@@ -168,29 +175,29 @@ async fn truth(rig: &Rig, faults: &mut Vec<String>) {
 fn processes(parent: &str) -> BTreeMap<String, usize> {
     let mut found = BTreeMap::new();
     let root = Path::new("/sys/fs/cgroup");
-    let hierarchies = std::iter::once(root.to_owned()).chain(directories(root));
     // Not every hierarchy of version 1 is one that containers are put into.
-    for pod in hierarchies.flat_map(|hierarchy| directories(&hierarchy.join(parent))) {
-        for container in directories(&pod) {
-            let name = container.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let count = count(&container);
-            if !name.starts_with("pause-") && count > 0 {
-                let most = found.entry(name).or_insert(0);
-                *most = count.max(*most);
-            }
-        }
+    for hierarchy in std::iter::once(root.to_owned()).chain(directories(root)) {
+        count(&hierarchy.join(parent), &mut found);
     }
     found
 }
 
-fn directories(path: &Path) -> Vec<std::path::PathBuf> {
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+/// Counts the processes of every cgroup beneath that has a container's name.
+fn count(cgroup: &Path, found: &mut BTreeMap<String, usize>) {
+    for below in directories(cgroup) {
+        let name = below.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let own = fs::read_to_string(below.join("cgroup.procs")).unwrap_or_default().lines().count();
+        if own > 0 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            let most = found.entry(name).or_insert(0);
+            *most = own.max(*most);
+        }
+        count(&below, found);
+    }
 }
 
-fn count(cgroup: &Path) -> usize {
-    let own = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default().lines().count();
-    own + directories(cgroup).iter().map(|path| count(path)).sum::<usize>()
+fn directories(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
 /// Uses what the verb has made.
@@ -198,19 +205,19 @@ async fn go_on(rig: &Rig, verb: Verb, stage: &Stage, now: &Seen) -> Result<(), S
     let cri = rig.cri();
     let failed = |what: &'static str| move |status: Status| format!("{what}: {status}");
     match verb {
-        Verb::RunPod | Verb::RunUserPod => {
+        Verb::RunPod | Verb::RunUserPod | Verb::RunPlacedPod => {
             let pod = now.pods.first().map(|pod| pod.id.clone()).unwrap_or_default();
             let run = cri.run(&pod, &stage.pod_config, &stage.container_config).await;
             let container = run.map_err(failed("a container in the pod"))?;
             exec(rig, &container).await
         }
-        Verb::Create | Verb::CreateInUserPod => {
+        Verb::Create | Verb::CreateWithVolume | Verb::CreateInUserPod => {
             let container = now.containers.first().map(|one| one.id.clone()).unwrap_or_default();
             cri.start(&container).await.map_err(failed("start the container"))?;
             exec(rig, &container).await
         }
         Verb::Start => exec(rig, &stage.container).await,
-        Verb::Remove | Verb::RemoveEnded => {
+        Verb::Remove | Verb::RemoveEnded | Verb::RemoveWithVolume => {
             // Its name is free again.
             let run = cri.run(&stage.pod, &stage.pod_config, &stage.container_config).await;
             run.map(drop).map_err(failed("another container of the same name"))
@@ -220,7 +227,7 @@ async fn go_on(rig: &Rig, verb: Verb, stage: &Stage, now: &Seen) -> Result<(), S
             let by_signal = matches!(status.exit_code, 0 | 137 | 143);
             by_signal.then_some(()).ok_or_else(|| format!("exit code {}", status.exit_code))
         }
-        Verb::RemovePod | Verb::RemoveStoppedPod | Verb::Pull => Ok(()),
+        Verb::RemovePod | Verb::RemovePlacedPod | Verb::RemoveStoppedPod | Verb::Pull => Ok(()),
     }
 }
 

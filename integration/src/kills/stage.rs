@@ -2,13 +2,15 @@
 
 use std::fmt;
 
-use podhold_proto::cri::{ContainerConfig, IdMapping, NamespaceMode, PodSandboxConfig, UserNamespace};
+use podhold_proto::cri::{
+    ContainerConfig, IdMapping, ImageSpec, Mount, NamespaceMode, PodSandboxConfig, PortMapping, UserNamespace,
+};
 use tonic::Status;
 
 use crate::{
     configs::{self, Parts},
     cri::Cri,
-    rig::{PROBE, REGISTRY, Rig},
+    rig::{BUSYBOX, PROBE, REGISTRY, Rig},
 };
 
 /// What is called when the daemon dies.
@@ -18,8 +20,12 @@ pub enum Verb {
     RunPod,
     /// RunPodSandbox of a pod with users of its own.
     RunUserPod,
+    /// RunPodSandbox of a pod with a host port, in a cgroup that the kubelet names.
+    RunPlacedPod,
     /// CreateContainer.
     Create,
+    /// CreateContainer with an image as a volume.
+    CreateWithVolume,
     /// CreateContainer in a pod with users of its own.
     CreateInUserPod,
     /// StartContainer.
@@ -32,10 +38,15 @@ pub enum Verb {
     Remove,
     /// RemoveContainer of one that has ended.
     RemoveEnded,
+    /// RemoveContainer of one that runs and has an image as a volume.
+    RemoveWithVolume,
     /// StopPodSandbox with a container that runs.
     StopPod,
     /// RemovePodSandbox with a container that runs.
     RemovePod,
+    /// RemovePodSandbox with a container that runs, of a pod with a host port, in a cgroup that the kubelet
+    /// names.
+    RemovePlacedPod,
     /// RemovePodSandbox of one that was stopped.
     RemoveStoppedPod,
     /// PullImage.
@@ -44,29 +55,36 @@ pub enum Verb {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::RunPod,
         Self::RunUserPod,
+        Self::RunPlacedPod,
         Self::Create,
+        Self::CreateWithVolume,
         Self::CreateInUserPod,
         Self::Start,
         Self::Stop,
         Self::StopByForce,
         Self::Remove,
         Self::RemoveEnded,
+        Self::RemoveWithVolume,
         Self::StopPod,
         Self::RemovePod,
+        Self::RemovePlacedPod,
         Self::RemoveStoppedPod,
         Self::Pull,
     ];
 
-    fn users(self) -> bool {
-        matches!(self, Self::RunUserPod | Self::CreateInUserPod)
+    fn volume(self) -> bool {
+        matches!(self, Self::CreateWithVolume | Self::RemoveWithVolume)
     }
 
-    /// Whether it needs a host that can give pods users of their own.
-    pub fn needs_users(self) -> bool {
-        self.users()
+    fn placed(self) -> bool {
+        matches!(self, Self::RunPlacedPod | Self::RemovePlacedPod)
+    }
+
+    fn users(self) -> bool {
+        matches!(self, Self::RunUserPod | Self::CreateInUserPod)
     }
 }
 
@@ -75,15 +93,19 @@ impl fmt::Display for Verb {
         f.write_str(match self {
             Self::RunPod => "RunPodSandbox",
             Self::RunUserPod => "RunPodSandbox, own users",
+            Self::RunPlacedPod => "RunPodSandbox, host port, cgroup",
             Self::Create => "CreateContainer",
+            Self::CreateWithVolume => "CreateContainer, image volume",
             Self::CreateInUserPod => "CreateContainer, own users",
             Self::Start => "StartContainer",
             Self::Stop => "StopContainer",
             Self::StopByForce => "StopContainer, by force",
             Self::Remove => "RemoveContainer, running",
             Self::RemoveEnded => "RemoveContainer, ended",
+            Self::RemoveWithVolume => "RemoveContainer, image volume",
             Self::StopPod => "StopPodSandbox",
             Self::RemovePod => "RemovePodSandbox, running",
+            Self::RemovePlacedPod => "RemovePodSandbox, host port, cgroup",
             Self::RemoveStoppedPod => "RemovePodSandbox, stopped",
             Self::Pull => "PullImage",
         })
@@ -114,6 +136,19 @@ pub(super) async fn set(rig: &Rig, verb: Verb) -> Stage {
         pod_config.namespaces().userns_options = Some(users());
         container_config.namespaces().userns_options = Some(users());
     }
+    if verb.volume() {
+        let image = ImageSpec { image: BUSYBOX.to_owned(), ..Default::default() };
+        let path = "/volume".to_owned();
+        let volume = Mount { container_path: path, readonly: true, image: Some(image), ..Default::default() };
+        container_config.mounts.push(volume);
+    }
+    if verb.placed() {
+        pod_config.port_mappings =
+            vec![PortMapping { container_port: 80, host_port: 65_001, ..Default::default() }];
+        let uid = pod_config.metadata.as_ref().map_or("", |metadata| metadata.uid.as_str());
+        let parent = format!("/{}/kubepods/burstable/pod{uid}", rig.cgroup);
+        pod_config.linux.get_or_insert_default().cgroup_parent = parent;
+    }
     let mut stage = Stage { pod_config, container_config, pod: String::new(), container: String::new() };
     let made = stage.make(rig.cri(), verb).await;
     made.unwrap_or_else(|status| panic!("before {verb}: {status}"));
@@ -127,11 +162,11 @@ fn users() -> UserNamespace {
 
 impl Stage {
     async fn make(&mut self, cri: &Cri, verb: Verb) -> Result<(), Status> {
-        if matches!(verb, Verb::RunPod | Verb::RunUserPod | Verb::Pull) {
+        if matches!(verb, Verb::RunPod | Verb::RunUserPod | Verb::RunPlacedPod | Verb::Pull) {
             return Ok(());
         }
         self.pod = cri.run_pod(&self.pod_config).await?;
-        if matches!(verb, Verb::Create | Verb::CreateInUserPod) {
+        if matches!(verb, Verb::Create | Verb::CreateWithVolume | Verb::CreateInUserPod) {
             return Ok(());
         }
         self.container = cri.create(&self.pod, &self.pod_config, &self.container_config).await?;
@@ -149,16 +184,20 @@ impl Stage {
     /// Calls the verb.
     pub(super) async fn call(&self, cri: &Cri, verb: Verb) -> Result<(), Status> {
         match verb {
-            Verb::RunPod | Verb::RunUserPod => cri.run_pod(&self.pod_config).await.map(drop),
-            Verb::Create | Verb::CreateInUserPod => {
+            Verb::RunPod | Verb::RunUserPod | Verb::RunPlacedPod => {
+                cri.run_pod(&self.pod_config).await.map(drop)
+            }
+            Verb::Create | Verb::CreateWithVolume | Verb::CreateInUserPod => {
                 cri.create(&self.pod, &self.pod_config, &self.container_config).await.map(drop)
             }
             Verb::Start => cri.start(&self.container).await,
             Verb::Stop => cri.stop(&self.container, 30).await,
             Verb::StopByForce => cri.stop(&self.container, 0).await,
-            Verb::Remove | Verb::RemoveEnded => cri.remove(&self.container).await,
+            Verb::Remove | Verb::RemoveEnded | Verb::RemoveWithVolume => cri.remove(&self.container).await,
             Verb::StopPod => cri.stop_pod(&self.pod).await,
-            Verb::RemovePod | Verb::RemoveStoppedPod => cri.remove_pod(&self.pod).await,
+            Verb::RemovePod | Verb::RemovePlacedPod | Verb::RemoveStoppedPod => {
+                cri.remove_pod(&self.pod).await
+            }
             Verb::Pull => cri.pull(&pulled()).await.map(drop),
         }
     }

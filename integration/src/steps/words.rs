@@ -47,13 +47,17 @@ fn cgroup(rest: &str) -> String {
 fn cgroup_part(part: &str) -> String {
     match part.strip_prefix("pause-") {
         Some(id) if is_id(id) => "pause".to_owned(),
+        _ if part.starts_with("pod") && part.contains('-') => "podUID".to_owned(),
         _ => part.to_owned(),
     }
 }
 
-/// In a cgroup the pod comes first.
+/// In a cgroup the pod comes first, unless its cgroup is named by its UID.
 fn name_ids(words: Vec<String>) -> String {
     let mut names = ["POD", "CONTAINER"].into_iter();
+    if words.iter().any(|word| word == "podUID") {
+        names.next();
+    }
     let named = words.into_iter().map(|word| match is_id(&word) {
         true => names.next().unwrap_or("ID").to_owned(),
         false => word,
@@ -91,6 +95,13 @@ fn part_word(part: &str, above: &str) -> String {
         };
         return format!("{word}{rest}");
     }
+    // Made by the kubelet from the pod's UID.
+    if above == "pod-logs" {
+        return "POD".to_owned();
+    }
+    if above == "snapshots" && part.starts_with('.') {
+        return ".N".to_owned();
+    }
     let numbered = is_number(part) && matches!(above, "ingest" | "layers" | "trash" | "task" | "fd");
     if numbered { "N".to_owned() } else { part.to_owned() }
 }
@@ -119,6 +130,9 @@ mod tests {
         is("/sys/fs/cgroup/cpu,cpuacct/podhold-it-1-1/ID/pause-ID", "cgroup POD/pause");
         is("/sys/fs/cgroup/memory/podhold-it-1-1/ID/ID/tasks", "cgroup POD/CONTAINER/tasks");
         is("/sys/fs/cgroup/memory/podhold-it-1-1", "cgroup PARENT");
+        is("/sys/fs/cgroup/pids/podhold-it-1-1/kubepods/pod0-0-1/ID", "cgroup kubepods/podUID/CONTAINER");
+        is("/tmp/podhold-it-x/pod-logs/default_killed_0-0-1/one", "pod-logs/POD/one");
+        is("/tmp/podhold-it-x/state/images/snapshots/.3/fs", "state/images/snapshots/.N/fs");
         is("/proc/4711/fd/9", "/proc/N/fd/N");
         is("/etc/hosts", "/etc/hosts");
     }

@@ -6,7 +6,7 @@ use super::kill_at_every_step_of;
 
 #[tokio::test]
 async fn a_container_that_is_created_while_the_daemon_dies_is_whole_or_gone() {
-    kill_at_every_step_of(&[Verb::Create, Verb::CreateInUserPod]).await;
+    kill_at_every_step_of(&[Verb::Create, Verb::CreateWithVolume, Verb::CreateInUserPod]).await;
 }
 
 #[tokio::test]
@@ -16,5 +16,5 @@ async fn a_container_that_is_started_or_stopped_while_the_daemon_dies_is_told_as
 
 #[tokio::test]
 async fn a_container_that_is_removed_while_the_daemon_dies_goes_with_the_next_call() {
-    kill_at_every_step_of(&[Verb::Remove, Verb::RemoveEnded]).await;
+    kill_at_every_step_of(&[Verb::Remove, Verb::RemoveEnded, Verb::RemoveWithVolume]).await;
 }
