@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     process::ExitCode,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::Parser;
@@ -41,6 +41,9 @@ struct Arguments {
     /// Begin with this seed, to choose the same kills as before
     #[arg(long)]
     seed: Option<u64>,
+    /// Stop after so many minutes, however many kills there were
+    #[arg(long)]
+    minutes: Option<u64>,
     /// Only verbs whose name contains this
     #[arg(long, default_value = "")]
     verb: String,
@@ -66,6 +69,7 @@ struct Work {
     /// Moments that are tried whatever the dice say.
     planned: VecDeque<Kill>,
     left: usize,
+    begun: Instant,
 }
 
 type Shared = Arc<Mutex<Work>>;
@@ -86,6 +90,7 @@ async fn main() -> ExitCode {
         known: Vec::new(),
         planned: VecDeque::new(),
         left,
+        begun: Instant::now(),
     }));
     let workers = (0..rigs).map(|_| tokio::spawn(work(Arc::clone(&shared))));
     let ended = futures::future::join_all(workers).await;
@@ -148,6 +153,10 @@ impl Work {
     }
 
     fn next(&mut self) -> Option<Kill> {
+        let minutes = self.begun.elapsed().as_secs() / 60;
+        if self.arguments.minutes.is_some_and(|most| minutes >= most) {
+            return None;
+        }
         let mut kill = self.choose()?;
         if self.arguments.meet_orphans {
             kill.orphans = Orphans::Met;
