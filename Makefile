@@ -2,7 +2,7 @@
 # user with sudo: what else is needed is installed from package registries (integration/setup.sh).
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench test conformance fuzz lint clean setup check-format check-lints unit crictl
+.PHONY: help build demo bench test conformance fuzz lint clean setup check-format check-lints unit crictl kills
 
 CARGO ?= cargo
 RELEASE = $(shell $(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$(shell rustc -vV | sed -n 's/^host: //p')/release
@@ -43,6 +43,11 @@ conformance: ## Run the official CRI suite (FOCUS=regex: some specs; CRITEST=pat
 fuzz: ## Feed every parser of foreign input for SECONDS (60) each (TARGET=name: one of them)
 	@integration/setup.sh fuzz
 	fuzz/run.sh $(or $(SECONDS),60) $(TARGET)
+
+kills: ## Kill the daemon COUNT (2000) times at random steps of random verbs, and judge what comes back
+	@integration/setup.sh test
+	$(CARGO) build --locked --workspace --bins
+	$(SUDO) $(DEBUG)/podhold-kills --count $(or $(COUNT),2000)
 
 test: setup check-format check-lints unit crictl conformance ## Check and test everything
 

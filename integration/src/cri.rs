@@ -222,6 +222,12 @@ impl Cri {
         Ok(self.runtime.clone().list_pod_sandbox(request).await?.into_inner().items)
     }
 
+    /// All containers.
+    pub async fn list_containers(&self) -> Result<Vec<Container>, Status> {
+        let request = ListContainersRequest::default();
+        Ok(self.runtime.clone().list_containers(request).await?.into_inner().containers)
+    }
+
     /// ListImages without a filter.
     pub async fn list_images(&self) -> Result<Vec<Image>, Status> {
         Ok(self.images.clone().list_images(ListImagesRequest::default()).await?.into_inner().images)

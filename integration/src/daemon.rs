@@ -177,9 +177,7 @@ impl Daemon {
         places: &Places,
         program: &Path,
     ) -> Result<Self, DaemonError> {
-        let words = [program.to_owned(), "serve".into(), "--config".into(), places.config()];
-        let words = words.map(|word: PathBuf| word.display().to_string());
-        let pid = machine.spawn(&words, BTreeMap::new(), &places.log()).await?;
+        let pid = Self::spawn(machine, places, program).await?;
         let socket = places.socket();
         let what = tokio::select! {
             answer = Cri::connect_within(&socket, PATIENCE) => match answer {
@@ -193,6 +191,25 @@ impl Daemon {
             code = machine.wait(pid) => format!("ended with exit code {}", code?),
         };
         Err(DaemonError::NotUp { what, log: log(places) })
+    }
+
+    /// Starts the daemon and ends it as a crash does when it has run for `life`, whatever it is at.
+    pub async fn start_and_kill(
+        machine: &Machine,
+        places: &Places,
+        life: Duration,
+    ) -> Result<(), DaemonError> {
+        let pid = Self::spawn(machine, places, &programs::built("podhold")).await?;
+        tokio::time::sleep(life).await;
+        machine.signal(pid, Signal::SIGKILL).await?;
+        machine.wait(pid).await?;
+        Ok(())
+    }
+
+    async fn spawn(machine: &Machine, places: &Places, program: &Path) -> Result<i32, MachineError> {
+        let words = [program.to_owned(), "serve".into(), "--config".into(), places.config()];
+        let words = words.map(|word: PathBuf| word.display().to_string());
+        machine.spawn(&words, BTreeMap::new(), &places.log()).await
     }
 
     /// Ends the daemon as an administrator does, by TERM; answers its exit code.

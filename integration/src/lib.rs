@@ -10,6 +10,7 @@ pub mod cri;
 pub mod daemon;
 pub mod footprint;
 pub mod images;
+pub mod kills;
 pub mod leaks;
 pub mod log;
 pub mod machine;
@@ -20,6 +21,7 @@ pub mod programs;
 pub mod raw;
 pub mod registry;
 pub mod rig;
+pub mod steps;
 pub mod store;
 pub mod streams;
 

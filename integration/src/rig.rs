@@ -163,6 +163,14 @@ impl Rig {
         begun.elapsed()
     }
 
+    /// The daemon's pid as this process sees it.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn daemon_on_the_host(&self) -> u32 {
+        self.machine.host_pid(self.daemon.pid).expect("find the daemon among the host's processes")
+    }
+
     /// Compares the machine with what it was before the test, then ends everything.
     ///
     /// # Panics
@@ -173,7 +181,7 @@ impl Rig {
                 self.cri().remove_image(&image.id).await.expect("remove an image");
             }
         }
-        let leaks = self.settled().await;
+        let leaks = self.leaks().await;
         let list: Vec<String> = leaks.iter().map(ToString::to_string).collect();
         assert!(leaks.is_empty(), "the test has left something:\n{}", list.join("\n"));
         let code = self.daemon.stop(&self.machine).await.unwrap_or_else(|error| panic!("{error}"));
@@ -182,8 +190,9 @@ impl Rig {
         cgroup::remove(&self.cgroup);
     }
 
-    /// The differences to the time before the test, once they have not become fewer for a while.
-    async fn settled(&self) -> Vec<Leak> {
+    /// What there is now and was not before the test, or the other way round; looked at until there is
+    /// nothing, or for a while.
+    pub async fn leaks(&self) -> Vec<Leak> {
         let deadline = Instant::now() + SETTLE;
         // Nothing tells when the kernel has cleaned up: it has to be looked at again.
         let mut ticks = interval(Duration::from_millis(100));

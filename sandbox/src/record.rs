@@ -171,7 +171,8 @@ pub fn remove(path: &Path) -> Result<(), RecordError> {
     }
 }
 
-fn temporary_of(path: &Path) -> Result<PathBuf, RecordError> {
+/// Where [`write`] puts a record before it gets its name; left there by a writer that was killed.
+pub fn temporary_of(path: &Path) -> Result<PathBuf, RecordError> {
     let Some(name) = path.file_name() else {
         return Err(RecordError::Invalid { path: path.to_owned(), reason: "it has no file name".into() });
     };

@@ -73,8 +73,8 @@ impl Runtime {
         let Some(pod) = self.store.pod(id) else { return Ok(()) };
         self.halt_pod(&pod.record).await?;
         self.clear_pod(&pod.record).await?;
-        let path = self.layout.pod_state(id);
-        blocking("pod", move || remove_tree(&path)).await
+        let path = self.layout.pod_record(id);
+        blocking("pod", move || remove_recorded(&path)).await
     }
 
     /// Undoes all of a halted pod but what its record and its files are.
@@ -138,11 +138,11 @@ impl Runtime {
             }
         }
         self.clear_container(record).await?;
-        let path = self.layout.container_state(&pod, &id);
+        let path = self.layout.container_record(&pod, &id);
         let runtime = Arc::clone(self);
         blocking("container", move || {
             let _no_writer = runtime.status_files.lock().expect("no code panics while it holds this");
-            remove_tree(&path)
+            remove_recorded(&path)
         })
         .await
     }
@@ -196,7 +196,19 @@ fn drop_strays(layout: &Layout, pod: &PodId, snapshots: &dyn Snapshots) -> Resul
     Ok(())
 }
 
-/// Removes a directory of ours with all that is in it. Success when it is not there. Never goes through
+/// Removes the directory of a record, the record last: who dies in between has an object that can be removed.
+fn remove_recorded(record: &Path) -> Result<()> {
+    let dir = record.parent().expect("a record has a directory");
+    for name in super::recover::names(dir)? {
+        let path = dir.join(name);
+        if path != record {
+            remove_tree(&path)?;
+        }
+    }
+    remove_tree(dir)
+}
+
+/// Removes a directory or file of ours with all that is in it. Success when it is not there. Never goes through
 /// a mount, beneath which other people's files are.
 pub(super) fn remove_tree(path: &Path) -> Result<()> {
     let mounts =

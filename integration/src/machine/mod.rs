@@ -234,6 +234,31 @@ impl Machine {
         told.await.map_err(|_| MachineError::Gone)
     }
 
+    /// The host's pid of a process that has this pid inside.
+    pub fn host_pid(&self, inside: i32) -> io::Result<u32> {
+        let is_it = |pid: &u32| {
+            // Processes end while they are looked at.
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            pids.and_then(|pids| pids.split_whitespace().last()?.parse().ok()) == Some(inside)
+        };
+        self.pids()?.into_iter().find(is_it).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The host's pids of all processes of the machine, except those in pid namespaces within.
+    pub fn pids(&self) -> io::Result<Vec<u32>> {
+        let namespace = fs::read_link(format!("/proc/{}/ns/pid", self.init))?;
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            if fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|other| other == namespace) {
+                found.push(pid);
+            }
+        }
+        Ok(found)
+    }
+
     /// The only child of unshare.
     fn find_init(&self) -> io::Result<u32> {
         let parent = format!("PPid:\t{}\n", self.unshare.id().unwrap_or_default());

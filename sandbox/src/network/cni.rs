@@ -286,7 +286,8 @@ impl Cni {
 
     async fn give_back(&self, pod: &PodId, lock: &Held) -> Result<(), CniError> {
         let mut record = match self.cache.read(pod).await {
-            Ok(None) => return Ok(()),
+            // What an earlier daemon was about to write when it died.
+            Ok(None) => return self.cache.remove(pod).await,
             Ok(Some(record)) => record,
             Err(damage) => {
                 tracing::warn!(%pod, %damage, "network given back by the configuration in force");

@@ -121,7 +121,7 @@ impl Runtime {
     }
 
     /// Whether and when a container was started, as far as a daemon has lived to write that down.
-    fn start_kept(&self, container: &Container) -> (bool, Option<SystemTime>) {
+    pub(super) fn start_kept(&self, container: &Container) -> (bool, Option<SystemTime>) {
         let path = self.layout.container_status(&container.record.pod, &container.record.id);
         match record::read::<ContainerStatusRecord>(&path) {
             Ok(status) => (status.started_at.is_some(), status.started_at),

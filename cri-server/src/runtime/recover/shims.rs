@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::super::Runtime;
-use crate::state::{ContainerEvent, ContainerPhase, PodEvent, Run};
+use crate::state::{Container, ContainerEvent, ContainerPhase, PodEvent, Run};
 
 /// How long a shim that was dialled may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -63,11 +63,28 @@ impl Runtime {
         }
         for container in self.store.containers_of(id) {
             if container.phase == ContainerPhase::Unknown {
-                self.store.container_event(&container.record.id, ContainerEvent::NeverStarted);
+                self.fold_unlisted(container).await;
             }
         }
         self.watch(id.clone(), open.events);
         Ok(())
+    }
+
+    /// A container that the pod's shim does not know: it has been deleted there already, or was never started.
+    async fn fold_unlisted(self: &Arc<Self>, container: Container) {
+        let runtime = Arc::clone(self);
+        let folded = tokio::task::spawn_blocking(move || {
+            let (pod, id) = (&container.record.pod, &container.record.id);
+            let (started, started_at) = runtime.start_kept(&container);
+            if started || runtime.layout.exit_record(pod, id).symlink_metadata().is_ok() {
+                runtime.commit_recorded_exit(&container, started_at, "its removal was under way");
+            } else {
+                runtime.store.container_event(id, ContainerEvent::NeverStarted);
+            }
+        });
+        if let Err(error) = folded.await {
+            warn!(%error, "exit not read");
+        }
     }
 
     fn fold(self: &Arc<Self>, id: &ContainerId, state: KnownState) {

@@ -142,7 +142,7 @@ impl Cache {
         let record = record.clone();
         blocking("write", self.path(&record.pod), move |path| {
             make_directory(&dir)?;
-            let temporary = path.with_extension("new");
+            let temporary = temporary_of(path);
             // What a crash left would make the exclusive creation fail for ever.
             clear(&temporary)?;
             let mut file =
@@ -154,7 +154,12 @@ impl Cache {
     }
 
     pub(super) async fn remove(&self, pod: &PodId) -> Result<(), CniError> {
-        blocking("remove", self.path(pod), clear).await
+        // The record last: as long as it is there, it is removed again.
+        blocking("remove", self.path(pod), |path| {
+            clear(&temporary_of(path))?;
+            clear(path)
+        })
+        .await
     }
 
     /// Whether the pod has a record, readable or not.
@@ -174,6 +179,11 @@ impl Cache {
     fn path(&self, pod: &PodId) -> PathBuf {
         self.dir.join(format!("{pod}.json"))
     }
+}
+
+/// Where a record is written before it gets its name.
+fn temporary_of(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }
 
 /// A directory for us alone.

@@ -1,0 +1,175 @@
+//! The daemon's death at every step of every verb, and what has to be true when it is back.
+//!
+//! One *run*: a stage is set, a verb is called, the daemon dies at a [`Moment`], it is started again on the
+//! same directories, and what it then says is judged ([`judge`]): the object is whole, or as before, or the
+//! next call deals with it; never a twin, never Running for a dead one, never an error for ever, nothing
+//! left at the end.
+
+mod judge;
+mod plan;
+mod stage;
+mod table;
+mod trial;
+
+use std::{fmt, fs, path::Path, time::Duration};
+
+use tokio::time::{Instant, interval};
+
+pub use self::{
+    plan::{Dice, chosen},
+    stage::Verb,
+    table::Table,
+    trial::trial,
+};
+use crate::{
+    daemon::Daemon,
+    needs::CNI_DIRECTORIES,
+    rig::Rig,
+    steps::{Step, Tracer},
+};
+
+/// How long a call, a restart or a settling may take on a slow and loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// When the daemon dies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Moment {
+    /// Before it makes this step; after the answer where the call goes without.
+    Before(Step),
+    /// After it has answered.
+    Answered,
+    /// This long after the call was made.
+    At(Duration),
+}
+
+/// What the first daemon's death had left of the verb, as the second one saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// The verb's work is done: the object is whole, or what was to go is gone.
+    Done,
+    /// As before the call.
+    Before,
+    /// Neither; the next call goes on from there.
+    Between,
+}
+
+/// How one run went.
+#[derive(Debug, Clone)]
+pub struct Verdict {
+    /// What the death had left.
+    pub outcome: Outcome,
+    /// What must not be, in words.
+    pub faults: Vec<String>,
+    /// What was left at the end, in words.
+    pub leaks: Vec<String>,
+    /// The steps the first daemon has made, where they were followed.
+    pub steps: Vec<Step>,
+}
+
+/// What is tried in one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kill {
+    /// What is called.
+    pub verb: Verb,
+    /// When the daemon dies.
+    pub moment: Moment,
+    /// How long its successor lives, when that dies too: while it comes back, or soon after.
+    pub again: Option<Duration>,
+    /// Whether successors are started at once.
+    pub orphans: Orphans,
+}
+
+impl Kill {
+    /// At this moment, once.
+    pub fn new(verb: Verb, moment: Moment) -> Self {
+        Self { verb, moment, again: None, orphans: Orphans::Awaited }
+    }
+}
+
+impl fmt::Display for Kill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, killed ", self.verb)?;
+        match &self.moment {
+            Moment::Before(step) => write!(f, "before {} #{}", step.name, step.occurrence)?,
+            Moment::Answered => write!(f, "after the answer")?,
+            Moment::At(time) => write!(f, "after {time:?}")?,
+        }
+        self.again.map_or(Ok(()), |life| write!(f, ", its successor after {life:?}"))
+    }
+}
+
+/// Whether a daemon meets what the first one has left running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orphans {
+    /// It is started when the first one's network plugins have ended.
+    Awaited,
+    /// It is started at once.
+    Met,
+}
+
+/// Calls the verb, has the daemon die, and judges its successor.
+///
+/// # Panics
+/// When the stage cannot be set, or no daemon comes back.
+pub async fn run(rig: &mut Rig, kill: &Kill) -> Verdict {
+    let verb = kill.verb;
+    let stage = stage::set(rig, verb).await;
+    let steps = die(rig, verb, &stage, &kill.moment).await;
+    let waits = kill.orphans == Orphans::Awaited;
+    if let Some(life) = kill.again {
+        plugins_have_ended(rig, waits).await;
+        let died = Daemon::start_and_kill(&rig.machine, &rig.places, life).await;
+        died.unwrap_or_else(|error| panic!("{kill}: {error}"));
+    }
+    plugins_have_ended(rig, waits).await;
+    let again = Daemon::start(&rig.machine, &rig.places).await;
+    rig.daemon = again.unwrap_or_else(|error| panic!("{kill}: {error}"));
+    let (outcome, faults) = judge::judge(rig, verb, &stage).await;
+    let leaks = rig.leaks().await.iter().map(ToString::to_string).collect();
+    Verdict { outcome, faults, leaks, steps }
+}
+
+/// Calls the verb; answers the daemon's steps when it is dead.
+async fn die(rig: &Rig, verb: Verb, stage: &stage::Stage, moment: &Moment) -> Vec<Step> {
+    let cri = rig.cri().clone();
+    let call = async { tokio::time::timeout(PATIENCE, stage.call(&cri, verb)).await };
+    let steps = match moment {
+        Moment::At(after) => {
+            // What it answers does not matter: it may be cut off.
+            let _ = tokio::time::timeout(*after, call).await;
+            rig.daemon.kill(&rig.machine).await.unwrap_or_else(|error| panic!("{error}"));
+            return Vec::new();
+        }
+        Moment::Before(step) => follow(rig, Some(step.clone()), call).await,
+        Moment::Answered => follow(rig, None, call).await,
+    };
+    rig.machine.wait(rig.daemon.pid).await.unwrap_or_else(|error| panic!("{error}"));
+    steps
+}
+
+async fn follow(rig: &Rig, fatal: Option<Step>, call: impl Future) -> Vec<Step> {
+    let root = rig.machine.directory().display().to_string();
+    let daemon = rig.daemon_on_the_host();
+    let tracer = Tracer::start(daemon, &root, fatal).unwrap_or_else(|e| panic!("follow the daemon: {e}"));
+    // A daemon that dies closes its socket, which ends the call.
+    call.await;
+    let done = tokio::task::spawn_blocking(move || tracer.finish()).await;
+    done.expect("no panic").unwrap_or_else(|e| panic!("follow the daemon: {e}"))
+}
+
+/// Waits until no network plugin runs. Nothing tells when they end: they are nobody's children any more.
+async fn plugins_have_ended(rig: &Rig, waits: bool) {
+    if !waits {
+        return;
+    }
+    let is_plugin = |pid: &u32| {
+        let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        let ours = rig.places.plugins();
+        program.starts_with(ours) || CNI_DIRECTORIES.iter().any(|dir| program.starts_with(Path::new(dir)))
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let mut ticks = interval(Duration::from_millis(10));
+    while rig.machine.pids().is_ok_and(|pids| pids.iter().any(is_plugin)) && Instant::now() < deadline {
+        ticks.tick().await;
+    }
+}
