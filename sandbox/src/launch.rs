@@ -47,6 +47,10 @@ pub trait Launcher: Send + Sync + std::fmt::Debug {
 
     /// Connects to a pod that an earlier daemon opened. [`LaunchError::Gone`] when nothing holds it.
     async fn reopen_pod(&self, pod: &PodId) -> Result<OpenPod, LaunchError>;
+
+    /// Kills what holds the pod, for a pod that is to end and whose holder does not answer. Success when
+    /// nothing holds it. Processes of its containers may be left.
+    async fn kill_holder(&self, pod: &PodId) -> Result<(), LaunchError>;
 }
 
 /// A running pod and the channel that tells what happens in it.
@@ -63,6 +67,13 @@ pub trait LivePod: Send + Sync + std::fmt::Debug {
     /// The process that holds the pod's namespaces, as the daemon's pid namespace sees it.
     fn pause_pid(&self) -> u32;
 
+    /// Whether the holder is known not to answer ([`LaunchError::Silent`]).
+    fn is_silent(&self) -> bool;
+
+    /// Completes, with [`LaunchError::Silent`], when the holder does not answer; never while it does. Every
+    /// request but [`LivePod::start`] ends with that error by itself.
+    async fn silent(&self) -> LaunchError;
+
     /// The pod's user namespace; `None` when it has none of its own.
     async fn user_namespace(&self) -> Result<Option<UserNamespace>, LaunchError>;
 
@@ -73,6 +84,8 @@ pub trait LivePod: Send + Sync + std::fmt::Debug {
     /// Creates the container from its bundle and starts it. Returns when its init has been told to
     /// execute the workload; a workload that cannot be executed is [`LaunchError::Refused`], and
     /// nothing of it is left.
+    ///
+    /// Waits for a silent holder as long as it takes: it would start the container when it goes on.
     ///
     /// Joins a start under way. Of a container that runs or has ended it gives the first answer again,
     /// and [`PodEvent::ContainerExited`] follows when it has ended.
@@ -417,6 +430,19 @@ pub enum LaunchError {
         pod: PodId,
         /// What was asked for.
         what: &'static str,
+    },
+    /// The holder is there and says nothing. What it was asked for may still be done when it goes on.
+    #[error(
+        "pod {pod}: its shim (process {shim}) has not answered for {seconds} s: it is stopped, or the machine is \
+         overloaded; if it is stopped, kill -CONT {shim} lets it go on"
+    )]
+    Silent {
+        /// The pod.
+        pod: PodId,
+        /// The holder's process; 0 when it has never said.
+        shim: u32,
+        /// For how long.
+        seconds: u64,
     },
     /// The holder answered something that is not in the protocol.
     #[error("pod {pod}: shim protocol: {reason}")]

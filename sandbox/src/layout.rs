@@ -46,6 +46,11 @@ impl Layout {
         self.pod_run(pod).join("shim.sock")
     }
 
+    /// Which process the pod's shim is.
+    pub fn shim_pid(&self, pod: &PodId) -> PathBuf {
+        self.pod_run(pod).join("shim.pid")
+    }
+
     /// Bind mount that pins the pod's network namespace.
     pub fn netns(&self, pod: &PodId) -> PathBuf {
         self.run.join("netns").join(pod.as_str())

@@ -7,6 +7,7 @@ mod attach;
 mod connection;
 mod convert;
 mod namespaces;
+mod process_file;
 mod spawn;
 
 use std::{collections::HashSet, fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
@@ -105,13 +106,14 @@ impl ShimLauncher {
         let (layout, id) = (self.config.layout.clone(), pod.clone());
         let dialled =
             blocking(format!("dial the shim of pod {pod}"), move || spawn::dial(&layout, &id)).await;
-        let socket = match dialled {
+        let (socket, shim_pid) = match dialled {
             Err(LaunchError::Io { source, .. }) if spawn::nobody_listens(&source) => {
                 return Err(LaunchError::Gone { pod: pod.clone() });
             }
             other => other?,
         };
         let (connection, events) = Connection::open(pod.clone(), socket)?;
+        connection.is_of(shim_pid);
         let mut shim = ShimPod { id: pod.clone(), pause_pid: 0, features: HashSet::new(), connection };
         let hello = Call::Hello(Hello { version: VERSION, features: Vec::new() });
         let reply = match shim.connection.request(hello, Vec::new()).await?.0 {
@@ -119,6 +121,7 @@ impl ShimLauncher {
             other => return Err(shim.unexpected(&other)),
         };
         shim.pause_pid = reply.pause_pid;
+        shim.connection.is_of(reply.shim_pid);
         shim.features = reply.features.iter().cloned().collect();
         Ok((shim, reply, events))
     }
@@ -205,6 +208,18 @@ impl Launcher for ShimLauncher {
         }
         Ok(OpenPod { pod: Arc::new(shim), events })
     }
+
+    async fn kill_holder(&self, pod: &PodId) -> Result<(), LaunchError> {
+        let path = self.config.layout.shim_pid(pod);
+        let ended = blocking(format!("kill the shim of pod {pod}"), move || process_file::kill(&path)).await?;
+        match ended {
+            true => Ok(()),
+            false => Err(LaunchError::Io {
+                operation: format!("wait for the end of the shim of pod {pod}, which was killed"),
+                source: std::io::ErrorKind::TimedOut.into(),
+            }),
+        }
+    }
 }
 
 impl ShimLauncher {
@@ -280,6 +295,14 @@ impl LivePod for ShimPod {
         self.pause_pid
     }
 
+    fn is_silent(&self) -> bool {
+        self.connection.is_silent()
+    }
+
+    async fn silent(&self) -> LaunchError {
+        self.connection.silent().await
+    }
+
     async fn user_namespace(&self) -> Result<Option<UserNamespace>, LaunchError> {
         if !self.features.contains(USER_NAMESPACES) {
             return Ok(None);
@@ -297,7 +320,11 @@ impl LivePod for ShimPod {
     }
 
     async fn start(&self, start: StartSpec) -> Result<Started, LaunchError> {
-        match self.call(Some(&start.id), Call::Start(convert::start(&start)?)).await? {
+        // A start that is given up would still be made by a shim that goes on, and nobody would know.
+        let answered =
+            self.connection.request_patiently(Call::Start(convert::start(&start)?), Vec::new()).await;
+        let started = answered.map_err(|error| convert::name_container(error, Some(&start.id)));
+        match started?.0 {
             Outcome::Start(reply) => Ok(Started { pid: reply.pid, at: convert::time(reply.at) }),
             other => Err(self.unexpected(&other)),
         }
@@ -348,8 +375,10 @@ impl LivePod for ShimPod {
             Ok(()) | Err(LaunchError::Gone { .. }) => {}
             Err(error) => return Err(error),
         }
-        self.connection.gone().await;
-        Ok(())
+        tokio::select! {
+            () = self.connection.gone() => Ok(()),
+            silent = self.connection.silent() => Err(silent),
+        }
     }
 }
 

@@ -19,6 +19,9 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::process_file;
 use crate::{Layout, PodId, sealed, sys};
 
 /// Copies the shim's program into a sealed memory file.
@@ -96,9 +99,17 @@ pub(super) fn spawn(layout: &Layout, pod: &PodId, program: &OwnedFd) -> io::Resu
         .stdout(Stdio::null())
         .stderr(log(&directory)?)
         .spawn();
-    child.map(|child| Spawned { child }).inspect_err(|_| {
+    let mut child = child.inspect_err(|_| {
         let _ = fs::remove_file(&socket);
-    })
+    })?;
+    // Should it ever be silent, this says whom to kill.
+    if let Err(error) = process_file::write(&layout.shim_pid(pod), child.id()) {
+        let _ = child.kill();
+        let _ = child.wait();
+        let _ = fs::remove_file(&socket);
+        return Err(error);
+    }
+    Ok(Spawned { child })
 }
 
 /// The shim's own few words; begun anew with each shim, so its size is bounded by what one can say.
@@ -108,10 +119,14 @@ fn log(directory: &Path) -> io::Result<File> {
     options.open(directory.join("shim.log"))
 }
 
-/// Dials the pod's shim.
-pub(super) fn dial(layout: &Layout, pod: &PodId) -> io::Result<UnixStream> {
+/// Dials the pod's shim. Never waits: a shim that accepts nobody any more, and has been dialled often, is
+/// an error (EAGAIN). Also gives its pid; 0 where that was not written down.
+pub(super) fn dial(layout: &Layout, pod: &PodId) -> io::Result<(UnixStream, u32)> {
     let handle = open_directory(&layout.pod_run(pod))?;
-    UnixStream::connect(short_name(&handle))
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(short_name(&handle))?)?;
+    Ok((socket.into(), process_file::pid(&layout.shim_pid(pod)).unwrap_or(0)))
 }
 
 /// Whether dialling failed because there is no shim.
