@@ -15,9 +15,11 @@ mod image;
 mod layers;
 mod metrics;
 mod pod;
+mod network_status;
 mod pod_resources;
 mod prepare;
 mod propagation;
+mod reach;
 mod recover;
 pub mod session;
 mod stats;
@@ -25,6 +27,7 @@ mod stop;
 mod teardown;
 mod users;
 mod volumes;
+mod waits;
 mod watch;
 
 use std::{
@@ -43,12 +46,12 @@ use podhold_sandbox::{
     launch::Launcher,
     network::cni::{Cni, CniConfig},
 };
-use tokio::time::timeout;
 
 use self::flight::Flights;
 pub use self::{
     exec::ExecOutput,
     image::credentials,
+    reach::{Purpose, look_up},
     metrics::{ContainerReading, Disk, PodReading, Reading},
     stats::{ContainerUsage, PodUsage},
 };
@@ -60,9 +63,6 @@ use crate::{
 
 /// How long a shim may take to open its pod.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long network plugins may take to tell their status, so that Status always answers.
-const STATUS_TIME: Duration = Duration::from_secs(2);
 
 /// The name of the built-in runtime handler; the empty name means it too.
 pub const HANDLER: &str = "podhold";
@@ -76,13 +76,16 @@ pub struct Runtime {
     cgroups: Cgroups,
     cgroup_parent: CgroupPath,
     images: Images,
-    cni: Cni,
+    cni: Arc<Cni>,
     launcher: Arc<dyn Launcher>,
     /// What this daemon itself may hand on to containers.
     bounding: HashSet<Capability>,
     /// Whether this host can give pods users of their own; found out when it is first asked.
     user_namespaces: tokio::sync::Mutex<Option<(bool, std::time::Instant)>>,
     under_way: UnderWay,
+    /// Whether paths of the host answer.
+    reach: reach::Reach,
+    network_status: network_status::NetworkStatus,
     usage: stats::Memory,
     /// Held by who writes or removes the status files of containers; by threads that may block only.
     status_files: std::sync::Mutex<()>,
@@ -111,17 +114,19 @@ impl Runtime {
             let layout = layout.clone();
             blocking("state directories", move || make_directories(&layout)).await?
         };
+        let state = layout.state().to_owned();
+        let reach = blocking("state directory", move || Ok(reach::Reach::new(&state))).await?;
         let driver = config.cgroup_driver();
         let cgroups = blocking("cgroups", move || Cgroups::detect(driver).map_err(Error::from)).await?;
         let images = Images::open(image_config(&config))
             .await
             .map_err(|error| Error::image("opening the image store", &error))?;
-        let cni = Cni::new(CniConfig {
+        let cni = Arc::new(Cni::new(CniConfig {
             conf_dir: config.cni.conf_dir.clone(),
             bin_dirs: config.cni.bin_dirs.clone(),
             cache_dir: layout.cni_cache(),
             timeout: config.cni_timeout(),
-        });
+        }));
         let launcher = launcher(&config, &layout, &cgroups)?;
         let runtime = Arc::new(Self {
             cgroup_parent: config.cgroup_parent().map_err(Error::doing("configuration"))?,
@@ -135,6 +140,8 @@ impl Runtime {
             bounding: bounding_set()?,
             user_namespaces: tokio::sync::Mutex::default(),
             under_way: UnderWay::default(),
+            reach,
+            network_status: network_status::NetworkStatus::default(),
             usage: stats::Memory::default(),
             status_files: std::sync::Mutex::default(),
             _locks: locks,
@@ -177,17 +184,6 @@ impl Runtime {
         let bundle = self.layout.bundle(&container.record.pod, &container.record.id);
         let text = std::fs::read(bundle.join("config.json")).ok()?;
         serde_json::from_slice(&text).ok()
-    }
-
-    /// Whether pods with a network of their own can be started now; the reason when not.
-    pub async fn network_ready(&self) -> Result<()> {
-        match timeout(STATUS_TIME, self.cni.status()).await {
-            Ok(status) => status.map_err(Error::from),
-            Err(_) => Err(Error::Deadline(format!(
-                "pod network: its plugins have not told their status within {} s",
-                STATUS_TIME.as_secs()
-            ))),
-        }
     }
 }
 
@@ -243,6 +239,7 @@ fn image_config(config: &Config) -> podhold_image::Config {
         hosts_dir: config.image.hosts_dir.clone(),
         parallel_layers: config.image.parallel_layers,
         pinned: config.image.pinned.clone(),
+        stall_timeout: config.stall_timeout(),
         ..podhold_image::Config::default()
     }
 }

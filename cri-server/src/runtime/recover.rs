@@ -22,11 +22,13 @@ use crate::{
     },
 };
 
+/// How long the other pods, and whoever asks for them, wait for shims that do not answer.
+const RECOVERY: Duration = Duration::from_secs(2);
 /// How long a shim that was dialled may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// Pauses between questions to a shim that does not answer.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 impl Runtime {
     /// Finds what an earlier daemon left.
@@ -34,7 +36,14 @@ impl Runtime {
         let names = names(&self.layout.pods_state())?;
         let pods: Vec<PodId> = names.iter().filter_map(|name| self.load_pod(name)).collect();
         let count = pods.len();
-        futures::future::join_all(pods.into_iter().map(|id| self.recover_pod(id))).await;
+        let recovering = pods.into_iter().map(|id| {
+            let runtime = Arc::clone(self);
+            // In a task of its own: it goes on when nobody waits for it any more.
+            tokio::spawn(async move { runtime.recover_pod(id).await })
+        });
+        if timeout(RECOVERY, futures::future::join_all(recovering)).await.is_err() {
+            warn!("some shims have not answered yet; their pods are not ready until they do");
+        }
         self.drop_orphans().await;
         self.give_back_addresses();
         if count > 0 {
@@ -162,7 +171,7 @@ impl Runtime {
     }
 
     /// A shim that is there and does not answer may be busy, or of a build that this one cannot talk to:
-    /// its containers are not declared dead. Asked ever more rarely, for there is no event to wait for.
+    /// its containers are not declared dead. Asked again and again, for there is no event to wait for.
     fn keep_asking(self: &Arc<Self>, id: PodId) {
         let runtime = Arc::clone(self);
         tokio::spawn(async move {
@@ -239,7 +248,7 @@ impl Runtime {
     }
 
     /// A container whose pod does not run: how it ended is on disk, or nobody knows.
-    fn fold_dead(self: &Arc<Self>, container: Container) {
+    pub(super) fn fold_dead(self: &Arc<Self>, container: Container) {
         if container.phase != ContainerPhase::Unknown {
             return;
         }

@@ -5,13 +5,13 @@ use std::{path::Path, sync::Arc};
 
 use podhold_cgroups::CgroupPath;
 use podhold_image::Snapshots;
-use podhold_sandbox::{ContainerId, Layout, PodId, netns};
+use podhold_sandbox::{ContainerId, Layout, PodId, launch::{LaunchError, LivePod}, netns};
 use tracing::warn;
 
 use super::{Runtime, blocking, files, volumes::Place};
 use crate::{
     error::{Error, Result},
-    state::{ContainerRecord, PodRecord},
+    state::{ContainerPhase, ContainerRecord, PodRecord},
 };
 
 impl Runtime {
@@ -23,28 +23,46 @@ impl Runtime {
         let network = async { self.cni.del(id).await.map_err(Error::from) };
         let processes = async {
             match live {
-                Some(live) => live.close().await.map_err(Error::from),
+                Some(live) => self.close_shim(record, live.as_ref()).await,
                 None => self.kill_leftovers(record).await,
             }
         };
         let (network, processes) = tokio::join!(network, processes);
-        if let Err(error) = processes {
-            warn!(pod = %id, %error, "shim not closed; its processes are killed");
-            self.kill_leftovers(record).await?;
-        }
+        processes?;
         network?;
         let path = self.layout.netns(id);
         blocking("network namespace", move || netns::remove(&path).map_err(Error::doing("network namespace")))
             .await
     }
 
-    /// Ends whatever runs in the pod's own cgroups, and a shim that cannot be talked to.
-    async fn kill_leftovers(&self, record: &PodRecord) -> Result<()> {
-        if let Ok(open) = self.launcher.reopen_pod(&record.id).await
-            && let Err(error) = open.pod.close().await
-        {
-            warn!(pod = %record.id, %error, "shim not closed");
+    /// Has the shim end the pod; ends what it has not ended, and a shim that does not answer.
+    async fn close_shim(self: &Arc<Self>, record: &PodRecord, live: &dyn LivePod) -> Result<()> {
+        let Err(error) = live.close().await else { return Ok(()) };
+        warn!(pod = %record.id, %error, "shim not closed; its processes are killed");
+        if matches!(error, LaunchError::Silent { .. }) {
+            self.launcher.kill_holder(&record.id).await?;
+            return self.kill_processes(record).await;
         }
+        // It attends to its containers as long as there are any.
+        self.kill_processes(record).await?;
+        self.launcher.kill_holder(&record.id).await.map_err(Error::from)
+    }
+
+    /// Ends whatever runs in the pod's own cgroups, and a shim that nobody talks to.
+    async fn kill_leftovers(self: &Arc<Self>, record: &PodRecord) -> Result<()> {
+        match self.launcher.reopen_pod(&record.id).await {
+            Ok(open) => return self.close_shim(record, open.pod.as_ref()).await,
+            Err(LaunchError::Gone { .. }) => {}
+            Err(error) => {
+                warn!(pod = %record.id, %error, "shim cannot be talked to; it is killed");
+                self.launcher.kill_holder(&record.id).await?;
+            }
+        }
+        self.kill_processes(record).await
+    }
+
+    /// Ends whatever runs in the pod's own cgroups.
+    async fn kill_processes(self: &Arc<Self>, record: &PodRecord) -> Result<()> {
         let cgroups = self.cgroups.clone();
         let mut leaves = vec![record.pause_cgroup()];
         leaves.extend(self.store.containers_of(&record.id).iter().map(|c| c.record.cgroup.clone()));
@@ -54,7 +72,16 @@ impl Runtime {
             }
             Ok(())
         })
-        .await
+        .await?;
+        // Nobody is left who could tell how they have ended.
+        for container in self.store.containers_of(&record.id) {
+            if container.phase.run().is_some() || container.phase == ContainerPhase::Starting {
+                self.end_unattended(container, "its shim did not answer and was killed".to_owned());
+            } else {
+                self.fold_dead(container);
+            }
+        }
+        Ok(())
     }
 
     /// Undoes the pod wholly. Its containers must have been undone before.

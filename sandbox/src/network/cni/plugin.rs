@@ -111,8 +111,23 @@ impl Runner {
         })
     }
 
+    /// How long a plugin may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Runs the plugin and returns what it wrote to standard output.
     pub(super) async fn run(&self, call: &Call, netconf: &Map<String, Value>) -> Result<Vec<u8>, CniError> {
+        self.run_within(call, netconf, self.timeout).await
+    }
+
+    /// [`Self::run`] with a time limit of its own.
+    pub(super) async fn run_within(
+        &self,
+        call: &Call,
+        netconf: &Map<String, Value>,
+        limit: Duration,
+    ) -> Result<Vec<u8>, CniError> {
         let program = self.find(&call.file, &call.plugin)?;
         let failed = |operation| {
             move |source: io::Error| CniError::Process { call: call.to_string(), operation, source }
@@ -121,11 +136,11 @@ impl Runner {
             serde_json::to_vec(netconf).map_err(io::Error::from).map_err(failed("encode its input"))?;
         let child = self.spawn(call, &program).await.map_err(failed("start it"))?;
         let mut said = Said::default();
-        let ended = timeout(self.timeout, converse(child, &input, &mut said)).await;
+        let ended = timeout(limit, converse(child, &input, &mut said)).await;
         match ended {
             Err(_) => Err(CniError::TimedOut {
                 call: call.to_string(),
-                timeout: self.timeout,
+                timeout: limit,
                 stderr: readable(&said.stderr),
             }),
             Ok(Err(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
