@@ -137,7 +137,8 @@ fn answers() -> Answers {
 
     // Noise, which stays as large as it is when it is compressed.
     let next = |seed: &u64| Some(seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
-    let noise: Vec<u8> = std::iter::successors(Some(1u64), next).map(|seed| seed.to_be_bytes()[0]).take(200_000).collect();
+    let noise: Vec<u8> =
+        std::iter::successors(Some(1u64), next).map(|seed| seed.to_be_bytes()[0]).take(200_000).collect();
     let slow = LayerBuilder::new().file("/noise", 0o644, noise).finish(Compression::Gzip);
     add(&mut answers, "trickling", &ImageBuilder::new().layer(slow).finish());
 

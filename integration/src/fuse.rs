@@ -205,7 +205,8 @@ impl Tree {
             1 => self.find(node, name(body)).map(|found| self.entry(found)).ok_or(ENOENT),
             // GETATTR, SETATTR
             3 | 4 => {
-                if operation == 4 && u32_at(body, 0) & (1 << 3) != 0
+                if operation == 4
+                    && u32_at(body, 0) & (1 << 3) != 0
                     && let Some(Node::File(content)) = self.node_mut(node)
                 {
                     content.resize(usize::try_from(u64_at(body, 16)).unwrap_or(0), 0);

@@ -32,7 +32,8 @@ impl Runtime {
         if container.phase.run().is_some() {
             return Ok(());
         }
-        let (runtime, live) = (Arc::clone(self), self.store.pod(&container.record.pod).and_then(|pod| pod.live));
+        let (runtime, live) =
+            (Arc::clone(self), self.store.pod(&container.record.pod).and_then(|pod| pod.live));
         let started = self.under_way.start.join(id.clone(), || async move { runtime.launch(&id).await });
         match live {
             None => started.await,

@@ -201,11 +201,7 @@ impl Runtime {
     }
 
     /// Success when the paths of the host that a container needs all answer.
-    pub(super) async fn reach_paths(
-        &self,
-        config: &cri::ContainerConfig,
-        log: Option<&Path>,
-    ) -> Result<()> {
+    pub(super) async fn reach_paths(&self, config: &cri::ContainerConfig, log: Option<&Path>) -> Result<()> {
         let sources = config.mounts.iter().filter(|mount| spec::mounts::image(mount).is_none());
         let sources = sources.map(|mount| (mount.host_path.clone().into(), Purpose::Source));
         let devices = config.devices.iter().map(|device| (device.host_path.clone().into(), Purpose::Content));

@@ -14,8 +14,8 @@ mod flight;
 mod image;
 mod layers;
 mod metrics;
-mod pod;
 mod network_status;
+mod pod;
 mod pod_resources;
 mod prepare;
 mod propagation;
@@ -51,8 +51,8 @@ use self::flight::Flights;
 pub use self::{
     exec::ExecOutput,
     image::credentials,
-    reach::{Purpose, look_up},
     metrics::{ContainerReading, Disk, PodReading, Reading},
+    reach::{Purpose, look_up},
     stats::{ContainerUsage, PodUsage},
 };
 use crate::{

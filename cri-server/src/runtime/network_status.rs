@@ -30,7 +30,8 @@ impl Runtime {
         let (cni, last) = (Arc::clone(&self.cni), Arc::clone(late));
         let ask = async move {
             let status = cni.status_within(PATIENCE).await.map_err(Error::from);
-            let late = status.as_ref().err().filter(|error| matches!(error.code(), tonic::Code::DeadlineExceeded));
+            let late =
+                status.as_ref().err().filter(|error| matches!(error.code(), tonic::Code::DeadlineExceeded));
             *last.lock().expect("no code panics while it holds the answer") = late.cloned();
             status
         };

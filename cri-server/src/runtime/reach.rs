@@ -2,8 +2,8 @@
 //!
 //! A path on a mount that hangs puts whoever follows it to sleep where no signal reaches it. A thread of the
 //! daemon that sleeps there outlives the daemon, with its locks and its sockets, and no other daemon can
-//! start. So a path is followed here only as far as the kernel can answer from memory, or as it stays on the
-//! mount of our own state directory. Any other is followed first by a process of its own, `podhold look-up`;
+//! start. So a path is followed here only where it stays on the mount of our own state directory, or where
+//! the kernel knows it and it lies on a disk. Any other is followed first by a process of its own, `podhold look-up`;
 //! when that comes back the path answers, and the kernel has it in memory.
 //!
 //! Invariant: one such process for a path at a time, however many ask for it, and [`MOST`] in all. One that
@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use tokio::time::timeout;
 
 use super::flight::Flights;
@@ -96,8 +96,10 @@ impl Reach {
     /// Whether following the path cannot hang.
     fn answers_at_once(&self, path: &Path, purpose: Purpose) -> bool {
         if let Some(place) = cached(path) {
-            // Reading asks the file system again.
-            return purpose != Purpose::Content || self.is_ours(&place);
+            // The top of a mount is always known, whether its file system answers or not; and reading asks.
+            return self.is_ours(&place)
+                || is_device(&place)
+                || (purpose != Purpose::Content && on_disk(&place));
         }
         let known = path.ancestors().skip(1).find_map(|above| Some((above, cached(above)?)));
         let Some((above, place)) = known.filter(|(_, place)| self.is_ours(place)) else { return false };
@@ -121,8 +123,25 @@ fn cached(path: &Path) -> Option<rustix::fd::OwnedFd> {
 
 /// The number of its mount; the file system is not asked.
 fn mount_of(place: &rustix::fd::OwnedFd) -> Option<u64> {
+    about(place, StatxFlags::MNT_ID).map(|found| found.stx_mnt_id)
+}
+
+/// What the kernel has in memory; the file system is not asked.
+fn about(place: &rustix::fd::OwnedFd, what: StatxFlags) -> Option<Statx> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    rustix::fs::statx(place, "", flags, StatxFlags::MNT_ID).ok().map(|found| found.stx_mnt_id)
+    rustix::fs::statx(place, "", flags, what).ok()
+}
+
+/// Whether it is a device, of which nothing but its number is wanted.
+fn is_device(place: &rustix::fd::OwnedFd) -> bool {
+    let kind = about(place, StatxFlags::TYPE).map(|found| FileType::from_raw_mode(found.stx_mode.into()));
+    matches!(kind, Some(FileType::CharacterDevice | FileType::BlockDevice))
+}
+
+/// Whether its file system lies on a block device: what the kernel knows of it, it tells from memory. Network
+/// file systems and those of user space, like some others, have no device (major number 0).
+fn on_disk(place: &rustix::fd::OwnedFd) -> bool {
+    about(place, StatxFlags::empty()).is_some_and(|found| found.stx_dev_major != 0)
 }
 
 fn silent(path: &Path, waited: Duration) -> Error {
@@ -211,7 +230,12 @@ mod tests {
             assert!(at_once(&place.path().join(name), Purpose::Source), "{name}");
         }
         assert!(at_once(&place.path().join("file"), Purpose::Content));
-        assert!(!at_once(Path::new("/proc/self/status"), Purpose::Content), "another mount is asked elsewhere");
+        assert!(at_once(Path::new("/dev/null"), Purpose::Content), "a device");
+        assert!(!at_once(Path::new("/proc"), Purpose::Source), "the top of a mount that has no disk");
+        assert!(
+            !at_once(Path::new("/proc/self/status"), Purpose::Content),
+            "another mount is asked elsewhere"
+        );
         std::os::unix::fs::symlink("/proc/nosuch", place.path().join("out")).unwrap();
         assert!(!at_once(&place.path().join("out/file"), Purpose::Source), "a link out of our mount");
     }

@@ -167,7 +167,8 @@ impl Runtime {
             return Ok(());
         }
         let cgroups = self.cgroups.clone();
-        let waiting = blocking("container processes", move || Ok(waits::of(&cgroups, &container.record.cgroup)));
+        let waiting =
+            blocking("container processes", move || Ok(waits::of(&cgroups, &container.record.cgroup)));
         Err(Error::Deadline(format!(
             "container {id}: killed, but the kernel has not ended it within {} s: {}; it ends when what it waits \
              for (a hung mount or device?) answers; call again",

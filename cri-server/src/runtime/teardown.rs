@@ -5,7 +5,11 @@ use std::{path::Path, sync::Arc};
 
 use podhold_cgroups::CgroupPath;
 use podhold_image::Snapshots;
-use podhold_sandbox::{ContainerId, Layout, PodId, launch::{LaunchError, LivePod}, netns};
+use podhold_sandbox::{
+    ContainerId, Layout, PodId,
+    launch::{LaunchError, LivePod},
+    netns,
+};
 use tracing::warn;
 
 use super::{Runtime, blocking, files, volumes::Place};

@@ -5,11 +5,7 @@ use std::{
     process::Command,
 };
 
-use podhold_integration::{
-    configs::log_file,
-    log, rig,
-    rig::Rig,
-};
+use podhold_integration::{configs::log_file, log, rig, rig::Rig};
 use podhold_proto::cri::{ContainerState, ReopenContainerLogRequest};
 
 use super::{deadline, others_go_on, processes, shell, until};
@@ -58,6 +54,12 @@ fn fsfreeze(what: &str, path: &Path) -> bool {
     Command::new("fsfreeze").arg(what).arg(path).status().is_ok_and(|status| status.success())
 }
 
+/// Whether it sleeps where no signal reaches it.
+fn sleeps(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'))
+}
+
 #[tokio::test]
 async fn a_frozen_log_disk_stops_logs_and_nothing_else() {
     podhold_integration::require!(root, program "mkfs.ext4", program "fsfreeze", program "losetup");
@@ -75,10 +77,16 @@ async fn a_frozen_log_disk_stops_logs_and_nothing_else() {
     let id = rig.run(&pod, &config, &shell("counts", script)).await;
     let ending = rig.cri().run_pod(&other).await.unwrap();
     let ended = rig.run(&ending, &other, &shell("counts", script)).await;
-    let file = log_file(&config, "counts");
+    let file = log_file(&config, "counts").display().to_string();
     let seen = disk.seen_from_host.join("frozen/counts/0.log");
-    until("it writes", async || std::fs::read_to_string(&seen).is_ok_and(|text| text.contains("line 2"))).await;
+    until("it writes", async || std::fs::read_to_string(&seen).is_ok_and(|text| text.contains("line 2")))
+        .await;
     disk.freeze();
+    // With its next line the logger goes to sleep.
+    until("the logger waits for the disk", async || {
+        processes(&["podhold-shim", &pod]).into_iter().any(sleeps)
+    })
+    .await;
 
     let reopen = async {
         let request = ReopenContainerLogRequest { container_id: id.clone() };
@@ -87,8 +95,8 @@ async fn a_frozen_log_disk_stops_logs_and_nothing_else() {
     let log_of_new = disk.path.join("frozen/new").display().to_string();
     let new = shell("new", "true");
     tokio::join!(
-        deadline("reopen", reopen, &[&id, &file.display().to_string()]),
-        deadline("create", rig.cri().create(&pod, &config, &new), &[&log_of_new]),
+        deadline("reopen", reopen, [&id, &file]),
+        deadline("create", rig.cri().create(&pod, &config, &new), [&log_of_new]),
         others_go_on(&rig, "beside"),
     );
     assert_eq!(rig.cri().exec_well(&id, &["echo", "well"]).await.unwrap(), "well\n");

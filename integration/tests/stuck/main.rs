@@ -47,7 +47,8 @@ async fn reads_answer(rig: &Rig) {
         ($client:ident, $call:ident) => {{
             let mut client = rig.cri().$client.clone();
             let answer = timeout(READ, client.$call(tonic::Request::new(Default::default()))).await;
-            let answer = answer.unwrap_or_else(|_| panic!("{} has not answered within {READ:?}", stringify!($call)));
+            let answer =
+                answer.unwrap_or_else(|_| panic!("{} has not answered within {READ:?}", stringify!($call)));
             answer.unwrap_or_else(|status| panic!("{}: {status}", stringify!($call)));
         }};
     }
@@ -62,10 +63,10 @@ async fn reads_answer(rig: &Rig) {
 }
 
 /// A call that must fail with DEADLINE_EXCEEDED, within a bounded time, in words that name what it waits for.
-async fn deadline<T: std::fmt::Debug>(
+async fn deadline<T: std::fmt::Debug, const N: usize>(
     what: &str,
     call: impl Future<Output = Result<T, Status>>,
-    named: &[&str],
+    named: [&str; N],
 ) {
     let refusal = timeout(BOUNDED, call).await.unwrap_or_else(|_| panic!("{what}: no answer in {BOUNDED:?}"));
     let refusal = refusal.expect_err(what);

@@ -25,25 +25,28 @@ async fn a_volume_that_hangs_costs_one_process_and_its_own_containers() {
             let container = with_volume(shell(&format!("new-{number}"), "true"), &mount.path);
             async move { cri.create(&pod, &config, &container).await }
         };
-        let asked = (0..CROWD).map(|number| deadline("create", ask(number), &[&path]));
+        let asked = (0..CROWD).map(|number| deadline("create", ask(number), [&path]));
         join_all(asked).await;
     };
-    let start = deadline("start", rig.cri().start(&made), &[&path]);
+    let start = deadline("start", rig.cri().start(&made), [&path]);
     tokio::join!(crowd, start, async {
         others_go_on(&rig, "beside").await;
         let waiting = processes(&["look-up", &path]);
         assert!(waiting.len() <= 1, "{} processes wait for one path", waiting.len());
     });
     // Asked again it says so at once, and a new daemon is not kept from starting.
-    deadline("create again", rig.cri().create(&pod, &config, &with_volume(shell("again", "true"), &mount.path)), &[
-        &path,
-    ])
+    deadline(
+        "create again",
+        rig.cri().create(&pod, &config, &with_volume(shell("again", "true"), &mount.path)),
+        [&path],
+    )
     .await;
     rig.crash_and_restart().await;
     others_go_on(&rig, "after").await;
 
     mount.answer(&rig.machine).await.unwrap();
-    until("the container whose volume answers again starts", async || rig.cri().start(&made).await.is_ok()).await;
+    until("the container whose volume answers again starts", async || rig.cri().start(&made).await.is_ok())
+        .await;
     assert_eq!(rig.cri().exec_well(&made, &["cat", "/volume/file"]).await.unwrap(), "content\n");
     until("nobody waits for the path", async || processes(&["look-up", &path]).is_empty()).await;
     rig.cri().end_pod(&pod).await.unwrap();
@@ -61,7 +64,7 @@ async fn a_log_directory_that_hangs_costs_its_own_pod() {
     let id = rig.run(&pod, &config, &shell("talks", "while :; do echo line; sleep 0.1; done")).await;
     mount.hang(&rig.machine).await.unwrap();
     let new = shell("new", "true");
-    let create = deadline("create", rig.cri().create(&pod, &config, &new), &[config.log_directory.as_str()]);
+    let create = deadline("create", rig.cri().create(&pod, &config, &new), [config.log_directory.as_str()]);
     tokio::join!(create, others_go_on(&rig, "beside"));
     // The pod itself works on, and ends: only its logger waits.
     assert_eq!(rig.cri().exec_well(&id, &["echo", "well"]).await.unwrap(), "well\n");

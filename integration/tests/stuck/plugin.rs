@@ -49,15 +49,18 @@ async fn a_plugin_that_never_returns_is_named_and_ended() {
     for _ in 0..20 {
         let asked = Instant::now();
         let condition = network_ready(&rig).await;
-        assert!(!condition.status && condition.message.contains("STATUS of plugin stubborn"), "{condition:?}");
+        assert!(
+            !condition.status && condition.message.contains("STATUS of plugin stubborn"),
+            "{condition:?}"
+        );
         assert!(asked.elapsed() < READ, "Status took {:?}", asked.elapsed());
     }
     fs::write(hangs.join("DEL"), "").unwrap();
     fs::write(hangs.join("ADD"), "").unwrap();
     let new = rig.pod("new");
     tokio::join!(
-        deadline("stop", rig.cri().stop_pod(&pod), &["DEL of plugin stubborn"]),
-        deadline("run", rig.cri().run_pod(&new), &["ADD of plugin stubborn"]),
+        deadline("stop", rig.cri().stop_pod(&pod), ["DEL of plugin stubborn"]),
+        deadline("run", rig.cri().run_pod(&new), ["ADD of plugin stubborn"]),
         super::reads_answer(&rig),
     );
     assert_eq!(rig.cri().pod_status(&pod).await.unwrap().state(), PodSandboxState::SandboxNotready);

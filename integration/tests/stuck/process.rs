@@ -16,14 +16,14 @@ async fn a_container_that_cannot_die_is_named_and_holds_up_nobody() {
     mount.hang(&rig.machine).await.unwrap();
     let status = async || rig.cri().status(&id).await.unwrap();
 
-    let stop = deadline("stop", rig.cri().stop(&id, 0), &[&id, "process "]);
+    let stop = deadline("stop", rig.cri().stop(&id, 0), [&id, "process "]);
     tokio::join!(stop, others_go_on(&rig, "beside"));
     // It is not said to have ended as long as it has not.
     assert_ne!(status().await.state(), ContainerState::ContainerExited);
     // Removing stops it, and says the same.
-    let remove = deadline("remove", rig.cri().remove(&id), &[&id]);
-    let stop_pod = deadline("stop pod", rig.cri().stop_pod(&pod), &[&id]);
-    let remove_pod = deadline("remove pod", rig.cri().remove_pod(&pod), &[&id]);
+    let remove = deadline("remove", rig.cri().remove(&id), [&id]);
+    let stop_pod = deadline("stop pod", rig.cri().stop_pod(&pod), [&id]);
+    let remove_pod = deadline("remove pod", rig.cri().remove_pod(&pod), [&id]);
     tokio::join!(remove, stop_pod, remove_pod, reads_answer(&rig));
 
     rig.crash_and_restart().await;

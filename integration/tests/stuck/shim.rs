@@ -51,9 +51,9 @@ async fn a_stopped_shim_is_named_holds_up_nobody_and_ends_with_its_pod() {
     let stopped = Stopped::new(&pod);
     let named = [pod.as_str(), "kill -CONT"];
     tokio::join!(
-        deadline("exec", rig.cri().exec(&one, &["true"]), &named),
-        deadline("start", rig.cri().start(&two), &named),
-        deadline("stop", rig.cri().stop(&one, 1), &named),
+        deadline("exec", rig.cri().exec(&one, &["true"]), named),
+        deadline("start", rig.cri().start(&two), named),
+        deadline("stop", rig.cri().stop(&one, 1), named),
         others_go_on(&rig, "beside"),
     );
     rig.crash_and_restart().await;

@@ -211,7 +211,8 @@ impl Launcher for ShimLauncher {
 
     async fn kill_holder(&self, pod: &PodId) -> Result<(), LaunchError> {
         let path = self.config.layout.shim_pid(pod);
-        let ended = blocking(format!("kill the shim of pod {pod}"), move || process_file::kill(&path)).await?;
+        let ended =
+            blocking(format!("kill the shim of pod {pod}"), move || process_file::kill(&path)).await?;
         match ended {
             true => Ok(()),
             false => Err(LaunchError::Io {

@@ -382,7 +382,8 @@ impl Shim {
         let due = container.deadline().is_some_and(|at| now >= at);
         match &mut container.phase {
             Phase::OpeningLog { call, .. } if due => {
-                let words = format!("the log {} could not be opened in time: is its disk stuck?", call.log_path);
+                let words =
+                    format!("the log {} could not be opened in time: is its disk stuck?", call.log_path);
                 self.start_failed(id, words);
             }
             Phase::Creating(creation) if due => {
