@@ -85,6 +85,9 @@ pub struct ImageConfig {
     pub parallel_layers: usize,
     /// References of images that are never collected.
     pub pinned: Vec<String>,
+    /// How long a registry may be silent, and in which time a download must move, in seconds. What stalls is
+    /// tried again some times, at the next host where there is one, before the pull fails.
+    pub stall_timeout_seconds: u64,
 }
 
 /// Section `[shim]`.
@@ -178,7 +181,12 @@ impl Default for CniConfig {
 
 impl Default for ImageConfig {
     fn default() -> Self {
-        Self { hosts_dir: "/etc/podhold/certs.d".into(), parallel_layers: 4, pinned: Vec::new() }
+        Self {
+            hosts_dir: "/etc/podhold/certs.d".into(),
+            parallel_layers: 4,
+            pinned: Vec::new(),
+            stall_timeout_seconds: 30,
+        }
     }
 }
 
@@ -244,6 +252,9 @@ impl Config {
             let reason = "clients cannot connect to it; give one address of this host";
             return refuse("streaming.address", &self.streaming.address, reason);
         }
+        if self.image.stall_timeout_seconds == 0 {
+            return refuse("image.stall_timeout_seconds", &0, "give a positive number of seconds");
+        }
         if self.cni.timeout_seconds == 0 {
             return refuse("cni.timeout_seconds", &0, "give a positive number of seconds");
         }
@@ -284,6 +295,11 @@ impl Config {
     /// How long one CNI plugin may take.
     pub fn cni_timeout(&self) -> Duration {
         Duration::from_secs(self.cni.timeout_seconds)
+    }
+
+    /// How long a registry may be silent.
+    pub fn stall_timeout(&self) -> Duration {
+        Duration::from_secs(self.image.stall_timeout_seconds)
     }
 
     /// The configuration as a file.

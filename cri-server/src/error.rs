@@ -156,6 +156,10 @@ impl From<Error> for Status {
 impl From<LaunchError> for Error {
     fn from(error: LaunchError) -> Self {
         match &error {
+            LaunchError::Silent { .. } => Self::Deadline(error.to_string()),
+            LaunchError::Io { operation, source } if source.kind() == std::io::ErrorKind::TimedOut => {
+                Self::Deadline(format!("{operation}: not done in time; call again"))
+            }
             LaunchError::Gone { .. }
             | LaunchError::NotRunning { .. }
             | LaunchError::Refused(_)
@@ -173,6 +177,7 @@ impl From<CgroupError> for Error {
                 Code::InvalidArgument
             }
             CgroupError::NoController { .. } | CgroupError::Missing(_) => Code::FailedPrecondition,
+            CgroupError::Busy { .. } => Code::DeadlineExceeded,
             _ => Code::Internal,
         };
         let operation = match &error {

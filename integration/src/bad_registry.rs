@@ -10,10 +10,12 @@
 //! | `truncated` | a gzip layer that ends early, under the digest of what there is |
 //! | `escaping` | a layer with a file whose path leads out of the root |
 //! | `diffid` | a layer whose content is not that of the configuration's diff id |
+//! | `silent` | takes every request and never answers |
+//! | `trickling` | a layer of which a few bytes come now and then |
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     sync::Arc,
 };
@@ -66,6 +68,10 @@ fn serve(mut stream: &TcpStream, answers: &Answers) -> io::Result<()> {
                 break;
             }
         }
+        if path.starts_with("/v2/silent/") {
+            // Until the client has had enough.
+            return io::copy(&mut stream, &mut io::sink()).map(drop);
+        }
         let answer = find(answers, path);
         write!(
             stream,
@@ -75,10 +81,27 @@ fn serve(mut stream: &TcpStream, answers: &Answers) -> io::Result<()> {
             answer.body.len(),
             if answer.status == 401 { "WWW-Authenticate: Basic realm=\"bad\"\r\n" } else { "" },
         )?;
+        if path.starts_with("/v2/trickling/blobs/") && answer.body.len() > 50_000 {
+            return trickle(stream, &answer.body);
+        }
         if method != "HEAD" {
             stream.write_all(&answer.body)?;
         }
         stream.flush()?;
+    }
+    Ok(())
+}
+
+/// Sends 16 bytes, and again after a while, until the client has had enough.
+fn trickle(mut stream: &TcpStream, body: &[u8]) -> io::Result<()> {
+    stream.set_read_timeout(Some(std::time::Duration::from_millis(200)))?;
+    for piece in body.chunks(16) {
+        stream.write_all(piece)?;
+        // The client says nothing more: what comes is its end.
+        match stream.read(&mut [0]) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            other => return other.map(drop),
+        }
     }
     Ok(())
 }
@@ -111,6 +134,13 @@ fn answers() -> Answers {
     let swapped = answers.get_mut(&blob).expect("the layer was added above");
     let middle = swapped.body.len() / 2;
     swapped.body[middle] ^= 0xff;
+
+    // Noise, which stays as large as it is when it is compressed.
+    let next = |seed: &u64| Some(seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+    let noise: Vec<u8> =
+        std::iter::successors(Some(1u64), next).map(|seed| seed.to_be_bytes()[0]).take(200_000).collect();
+    let slow = LayerBuilder::new().file("/noise", 0o644, noise).finish(Compression::Gzip);
+    add(&mut answers, "trickling", &ImageBuilder::new().layer(slow).finish());
 
     let mut truncated = honest.clone();
     truncated.blob.bytes.truncate(truncated.blob.bytes.len() / 2);
@@ -153,8 +183,6 @@ fn add(answers: &mut Answers, repository: &str, image: &Image) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-
     use super::*;
 
     /// Digest that was promised and bytes that are sent, of the layer of this repository.

@@ -9,6 +9,7 @@ pub mod conformance;
 pub mod cri;
 pub mod daemon;
 pub mod footprint;
+pub mod fuse;
 pub mod images;
 pub mod kills;
 pub mod leaks;

@@ -71,6 +71,13 @@ pub trait LivePod: Send + Sync + std::fmt::Debug {
     /// The process that holds the pod's namespaces, as the daemon's pid namespace sees it.
     fn pause_pid(&self) -> u32;
 
+    /// Whether the holder is known not to answer ([`LaunchError::Silent`]).
+    fn is_silent(&self) -> bool;
+
+    /// Completes, with [`LaunchError::Silent`], when the holder does not answer; never while it does. Every
+    /// request but [`LivePod::start`] ends with that error by itself.
+    async fn silent(&self) -> LaunchError;
+
     /// The pod's user namespace; `None` when it has none of its own.
     async fn user_namespace(&self) -> Result<Option<UserNamespace>, LaunchError>;
 
@@ -81,6 +88,8 @@ pub trait LivePod: Send + Sync + std::fmt::Debug {
     /// Creates the container from its bundle and starts it. Returns when its init has been told to
     /// execute the workload; a workload that cannot be executed is [`LaunchError::Refused`], and
     /// nothing of it is left.
+    ///
+    /// Waits for a silent holder as long as it takes: it would start the container when it goes on.
     ///
     /// Joins a start under way. Of a container that runs or has ended it gives the first answer again,
     /// and [`PodEvent::ContainerExited`] follows when it has ended.
@@ -441,6 +450,18 @@ pub enum LaunchError {
         oldest: u32,
         /// The newest one.
         newest: u32,
+    /// The holder is there and says nothing. What it was asked for may still be done when it goes on.
+    #[error(
+        "pod {pod}: its shim (process {shim}) has not answered for {seconds} s: it is stopped, or the machine is \
+         overloaded; if it is stopped, kill -CONT {shim} lets it go on"
+    )]
+    Silent {
+        /// The pod.
+        pod: PodId,
+        /// The holder's process; 0 when it has never said.
+        shim: u32,
+        /// For how long.
+        seconds: u64,
     },
     /// The holder answered something that is not in the protocol.
     #[error("pod {pod}: shim protocol: {reason}")]

@@ -2,6 +2,7 @@
 
 mod config;
 mod image;
+mod look_up;
 mod run;
 mod serve;
 
@@ -35,6 +36,9 @@ enum Command {
     Image(image::Arguments),
     /// Check the configuration, or print the default one
     Config(config::Arguments),
+    /// Follow a path that may hang; the daemon's own use
+    #[command(hide = true)]
+    LookUp(look_up::Arguments),
 }
 
 /// The configuration file, and what wins over it.
@@ -89,6 +93,10 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::main(&arguments),
         Command::Image(arguments) => image::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Config(arguments) => config::main(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::LookUp(arguments) => {
+            look_up::main(&arguments);
+            Ok(ExitCode::SUCCESS)
+        }
     };
     result.unwrap_or_else(|Failure(reason)| {
         eprintln!("podhold: {reason}");
@@ -106,9 +114,15 @@ fn start_logging(level: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Most threads that may block at a time. A pull that has stalled holds one for each layer it unpacks; with
+/// tokio's 512 some hundred of them would leave none to others.
+const BLOCKING_THREADS: usize = 4096;
+
 /// The threads of a daemon or of a command.
 fn threads() -> Result<tokio::runtime::Runtime, Failure> {
-    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("podhold").build()?)
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    threads.enable_all().thread_name("podhold").max_blocking_threads(BLOCKING_THREADS);
+    Ok(threads.build()?)
 }
 
 /// What needs root says so before it fails half way.

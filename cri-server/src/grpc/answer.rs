@@ -86,7 +86,10 @@ pub(super) fn container_status(container: &Container) -> cri::ContainerStatus {
         image: Some(cri::ImageSpec { image: asked, ..Default::default() }),
         image_ref: record.image_ref.clone(),
         reason: ended.map(|ended| ended.reason.clone()).unwrap_or_default(),
-        message: ended.map(|ended| ended.message.clone()).unwrap_or_default(),
+        message: match &container.phase {
+            ContainerPhase::Unknown => format!("it is {}", container.phase.name()),
+            _ => ended.map(|ended| ended.message.clone()).unwrap_or_default(),
+        },
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
         mounts: mounts(record),

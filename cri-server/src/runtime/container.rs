@@ -5,7 +5,10 @@ use std::{sync::Arc, time::SystemTime};
 use oci_spec::runtime::Spec;
 use podhold_cgroups::Version;
 use podhold_proto::cri;
-use podhold_sandbox::{ContainerId, bundle, launch::StartSpec};
+use podhold_sandbox::{
+    ContainerId, bundle,
+    launch::{LaunchError, StartSpec},
+};
 use tracing::info;
 
 use super::{
@@ -29,11 +32,25 @@ impl Runtime {
         if container.phase.run().is_some() {
             return Ok(());
         }
-        let runtime = Arc::clone(self);
-        self.under_way.start.join(id.clone(), || async move { runtime.launch(&id).await }).await
+        let (runtime, live) =
+            (Arc::clone(self), self.store.pod(&container.record.pod).and_then(|pod| pod.live));
+        let started = self.under_way.start.join(id.clone(), || async move { runtime.launch(&id).await });
+        match live {
+            None => started.await,
+            // The start goes on with the shim, and whoever asks again joins it.
+            Some(live) => tokio::select! {
+                started = started => started,
+                silent = live.silent() => Err(silent.into()),
+            },
+        }
     }
 
     async fn launch(self: Arc<Self>, id: &ContainerId) -> Result<()> {
+        if let Some(container) = self.store.container(id).filter(|now| now.phase == ContainerPhase::Created) {
+            // Before it is claimed: as long as one of them hangs, the container stays one that can be started.
+            let record = &container.record;
+            self.reach_paths(&record.config, record.log_path.as_deref()).await?;
+        }
         let container = match self.store.container_event(id, ContainerEvent::StartClaimed) {
             None => return Err(Error::not_found("container", id.as_str())),
             Some(claim) => claim.map_err(|_| {
@@ -181,7 +198,16 @@ impl Runtime {
         let id = &container.record.id;
         let live = self.store.pod(&container.record.pod).and_then(|pod: Pod| pod.live);
         match (container.phase.run(), live) {
-            (Some(_), Some(live)) => Ok(live.reopen_log(id).await?),
+            (Some(_), Some(live)) => live.reopen_log(id).await.map_err(|error| match (error, &container.record.log_path) {
+                (LaunchError::Io { source, .. }, Some(log)) if source.kind() == std::io::ErrorKind::TimedOut => {
+                    Error::Deadline(format!(
+                        "container {id}: its log {} could not be opened anew in time: its file system hangs or is \
+                         frozen; call again",
+                        log.display()
+                    ))
+                }
+                (error, _) => error.into(),
+            }),
             _ => Err(Error::Precondition(format!(
                 "container {id} is {}; only a running one writes a log",
                 container.phase.name()

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tracing::info;
 
 use super::{
-    Runtime, blocking, check, confinement, devices, files, flight::guarded, prepare, users, volumes,
+    Purpose, Runtime, blocking, check, confinement, devices, files, flight::guarded, prepare, users, volumes,
 };
 use crate::{
     descriptors,
@@ -33,8 +33,8 @@ use crate::{
     },
 };
 
-/// How long the paths that a request names may take to answer.
-const LOOK_UP: Duration = Duration::from_secs(30);
+/// How long the paths that a request names may take to answer, once each has done so before.
+const LOOK_UP: Duration = Duration::from_secs(10);
 
 /// A container whose request says nothing of namespaces has those of its pod. The CRI's defaults would
 /// contradict a pod in the host's network.
@@ -200,8 +200,21 @@ impl Runtime {
         }
     }
 
-    /// What the request names on the host. A path whose file system does not answer costs a thread, not the
-    /// verb.
+    /// Success when the paths of the host that a container needs all answer.
+    pub(super) async fn reach_paths(&self, config: &cri::ContainerConfig, log: Option<&Path>) -> Result<()> {
+        let sources = config.mounts.iter().filter(|mount| spec::mounts::image(mount).is_none());
+        let sources = sources.map(|mount| (mount.host_path.clone().into(), Purpose::Source));
+        let devices = config.devices.iter().map(|device| (device.host_path.clone().into(), Purpose::Content));
+        let profile = confinement::localhost_seccomp(&spec::process::security(config));
+        let profile = profile.map(|path| (path.into(), Purpose::Content));
+        let log = log.and_then(Path::parent).map(|path| (path.to_owned(), Purpose::Directory));
+        let paths: Vec<(PathBuf, Purpose)> = sources.chain(devices).chain(profile).chain(log).collect();
+        let reached = paths.iter().filter(|(path, _)| path.is_absolute());
+        let reached = reached.map(|(path, purpose)| self.reach.answers(path, *purpose));
+        futures::future::try_join_all(reached).await.map(drop)
+    }
+
+    /// What the request names on the host.
     async fn look_up(
         self: &Arc<Self>,
         order: &Order,
@@ -209,6 +222,7 @@ impl Runtime {
     ) -> Result<Found> {
         let (runtime, config, log) =
             (Arc::clone(self), order.config.clone(), log_path(&order.pod.record.config, &order.config));
+        self.reach_paths(&config, log.as_deref()).await?;
         let look_up = move || {
             let mounts = prepare::mounts(&config.mounts)?;
             users.map_or(Ok(()), |users| users::check_sources(&mounts, &users))?;

@@ -61,7 +61,11 @@ impl Runtime {
         let (abandon, abandoned) = oneshot::channel::<()>();
         let work = tokio::spawn(async move {
             let session = live.exec(spec).await?;
-            run(session, Output::of(stdout), Output::of(stderr), abandoned).await
+            tokio::select! {
+                ran = run(session, Output::of(stdout), Output::of(stderr), abandoned) => ran,
+                // It is the shim that ends a command whose time is over.
+                silent = live.silent(), if limit.is_some() => Err(silent.into()),
+            }
         });
         let result = work.await.map_err(Error::doing("exec"))?;
         // Alive until here: its end is how the task hears that nobody waits any more.

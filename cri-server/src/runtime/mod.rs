@@ -15,10 +15,12 @@ mod flight;
 mod image;
 mod layers;
 mod metrics;
+mod network_status;
 mod pod;
 mod pod_resources;
 mod prepare;
 mod propagation;
+mod reach;
 mod recover;
 pub mod session;
 mod stats;
@@ -26,6 +28,7 @@ mod stop;
 mod teardown;
 mod users;
 mod volumes;
+mod waits;
 mod watch;
 
 use std::{
@@ -44,12 +47,12 @@ use podhold_sandbox::{
     launch::Launcher,
     network::cni::{Cni, CniConfig},
 };
-use tokio::time::timeout;
 
 pub use self::{
     exec::ExecOutput,
     image::credentials,
     metrics::{ContainerReading, Disk, PodReading, Reading},
+    reach::{Purpose, look_up},
     stats::{ContainerUsage, PodUsage},
 };
 use self::{flight::Flights, recover::Boot};
@@ -61,9 +64,6 @@ use crate::{
 
 /// How long a shim may take to open its pod.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long network plugins may take to tell their status, so that Status always answers.
-const STATUS_TIME: Duration = Duration::from_secs(2);
 
 /// The name of the built-in runtime handler; the empty name means it too.
 pub const HANDLER: &str = "podhold";
@@ -77,7 +77,7 @@ pub struct Runtime {
     cgroups: Cgroups,
     cgroup_parent: CgroupPath,
     images: Images,
-    cni: Cni,
+    cni: Arc<Cni>,
     launcher: Arc<dyn Launcher>,
     /// What this daemon itself may hand on to containers.
     bounding: HashSet<Capability>,
@@ -86,6 +86,9 @@ pub struct Runtime {
     under_way: UnderWay,
     /// The boot of the host that this daemon lives in.
     boot: Boot,
+    /// Whether paths of the host answer.
+    reach: reach::Reach,
+    network_status: network_status::NetworkStatus,
     usage: stats::Memory,
     /// Held by who writes or removes the status files of containers; by threads that may block only.
     status_files: std::sync::Mutex<()>,
@@ -114,18 +117,20 @@ impl Runtime {
             let layout = layout.clone();
             blocking("state directories", move || make_directories(&layout)).await?
         };
+        let state = layout.state().to_owned();
+        let reach = blocking("state directory", move || Ok(reach::Reach::new(&state))).await?;
         let driver = config.cgroup_driver();
         let cgroups = blocking("cgroups", move || Cgroups::detect(driver).map_err(Error::from)).await?;
         let images = Images::open(image_config(&config))
             .await
             .map_err(|error| Error::image("opening the image store", &error))?;
-        let cni = Cni::new(CniConfig {
+        let cni = Arc::new(Cni::new(CniConfig {
             conf_dir: config.cni.conf_dir.clone(),
             bin_dirs: config.cni.bin_dirs.clone(),
             cache_dir: layout.cni_cache(),
             timeout: config.cni_timeout(),
             netns_dir: Some(layout.netns_dir()),
-        });
+        }));
         let boot = {
             let layout = layout.clone();
             blocking("boot id", move || Boot::of_this_host(&layout)).await?
@@ -144,6 +149,8 @@ impl Runtime {
             user_namespaces: tokio::sync::Mutex::default(),
             under_way: UnderWay::default(),
             boot,
+            reach,
+            network_status: network_status::NetworkStatus::default(),
             usage: stats::Memory::default(),
             status_files: std::sync::Mutex::default(),
             _locks: locks,
@@ -185,17 +192,6 @@ impl Runtime {
     pub fn container_spec(&self, container: &Container) -> Option<serde_json::Value> {
         let bundle = self.layout.bundle(&container.record.pod, &container.record.id);
         podhold_sandbox::bundle::config(&bundle).ok()
-    }
-
-    /// Whether pods with a network of their own can be started now; the reason when not.
-    pub async fn network_ready(&self) -> Result<()> {
-        match timeout(STATUS_TIME, self.cni.status()).await {
-            Ok(status) => status.map_err(Error::from),
-            Err(_) => Err(Error::Deadline(format!(
-                "pod network: its plugins have not told their status within {} s",
-                STATUS_TIME.as_secs()
-            ))),
-        }
     }
 }
 
@@ -256,6 +252,7 @@ fn image_config(config: &Config) -> podhold_image::Config {
         hosts_dir: config.image.hosts_dir.clone(),
         parallel_layers: config.image.parallel_layers,
         pinned: config.image.pinned.clone(),
+        stall_timeout: config.stall_timeout(),
         ..podhold_image::Config::default()
     }
 }

@@ -40,8 +40,15 @@ pub(super) fn private_dir(path: &Path) -> Result<()> {
 
 /// A directory that everybody can enter, with its parents.
 pub(super) fn public_dir(path: &Path) -> Result<()> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
-    made.map_err(Error::doing(format!("making {}", path.display())))
+    make_public(path).map_err(Error::doing(format!("making {}", path.display())))
+}
+
+/// As [`public_dir`]. Where the directory is there nothing is written: the file system may be frozen.
+pub(super) fn make_public(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
 }
 
 /// The image's passwd and group files. A missing file is empty; links are followed beneath the root.

@@ -11,7 +11,7 @@ use podhold_sandbox::{
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-use super::{Runtime, blocking};
+use super::{Runtime, blocking, waits};
 use crate::{
     error::{Error, Result},
     state::{Container, ContainerEvent, ContainerPhase, Pod, PodEvent, PodPhase},
@@ -48,8 +48,13 @@ impl Runtime {
         let result = async {
             let containers = self.store.containers_of(id);
             let stops = containers.iter().map(|c| self.stop(&c.record.id, Duration::ZERO));
-            futures::future::try_join_all(stops).await?;
-            self.halt_pod(&pod.record).await
+            let stops = futures::future::join_all(stops).await;
+            // A shim that says nothing does not tell the end of its containers; it is ended with its pod.
+            let silent = self.store.pod(id).and_then(|pod| pod.live).is_some_and(|live| live.is_silent());
+            match stops.into_iter().find_map(Result::err) {
+                Some(error) if !silent => Err(error),
+                _ => self.halt_pod(&pod.record).await,
+            }
         }
         .await;
         let event = if result.is_ok() { PodEvent::StopDone } else { PodEvent::StopFailed };
@@ -115,7 +120,14 @@ impl Runtime {
             Some(ContainerPhase::Starting | ContainerPhase::Creating) => None,
             _ => Some(()),
         };
-        self.store.wait_container(id, settled).await;
+        let pod = self.store.container(id).and_then(|container| self.store.pod(&container.record.pod));
+        match pod.and_then(|pod| pod.live) {
+            None => self.store.wait_container(id, settled).await,
+            Some(live) => tokio::select! {
+                () = self.store.wait_container(id, settled) => {}
+                silent = live.silent() => return Err(silent.into()),
+            },
+        }
         let deadline = Instant::now() + grace.min(LONGEST_GRACE);
         match self.store.container_event(id, ContainerEvent::StopClaimed(deadline)) {
             Some(Ok(_)) => {}
@@ -145,15 +157,31 @@ impl Runtime {
         match live.signal(id, libc::SIGKILL, SignalTo::All).await {
             // Whoever notices that as well does the same.
             Err(LaunchError::Gone { .. }) => return self.end_orphan(&container).await,
+            Err(LaunchError::NotRunning { .. }) if self.exited_meanwhile(id) => return Ok(()),
+            Err(silent @ LaunchError::Silent { .. }) => {
+                self.kill_cgroup(&container).await?;
+                return Err(Error::Deadline(format!(
+                    "container {id}: its processes were killed, and how it ended is not known yet: {silent}"
+                )));
+            }
             sent => sent?,
         }
-        timeout(KILL_TIME, self.exited_or_gone(id)).await.map_err(|_| {
-            Error::Deadline(format!(
-                "container {id}: killed, but the kernel has not ended it within {} s; it waits in the kernel \
-                 (a hung mount or device?); call again",
-                KILL_TIME.as_secs()
-            ))
-        })
+        if timeout(KILL_TIME, self.exited_or_gone(id)).await.is_ok() {
+            return Ok(());
+        }
+        let cgroups = self.cgroups.clone();
+        let waiting =
+            blocking("container processes", move || Ok(waits::of(&cgroups, &container.record.cgroup)));
+        Err(Error::Deadline(format!(
+            "container {id}: killed, but the kernel has not ended it within {} s: {}; it ends when what it waits \
+             for (a hung mount or device?) answers; call again",
+            KILL_TIME.as_secs(),
+            waiting.await?
+        )))
+    }
+
+    fn exited_meanwhile(&self, id: &ContainerId) -> bool {
+        self.store.container(id).is_none_or(|container| container.phase.run().is_none())
     }
 
     /// Whether the container ended before its deadline.
@@ -185,14 +213,17 @@ impl Runtime {
 
     /// Ends a container whose shim is gone.
     async fn end_orphan(self: &Arc<Self>, container: &Container) -> Result<()> {
-        let cgroups = self.cgroups.clone();
-        let cgroup = container.record.cgroup.clone();
+        self.kill_cgroup(container).await?;
+        self.commit_unattended(container, "its shim was gone when it was stopped".to_owned()).await;
+        Ok(())
+    }
+
+    async fn kill_cgroup(&self, container: &Container) -> Result<()> {
+        let (cgroups, cgroup) = (self.cgroups.clone(), container.record.cgroup.clone());
         blocking("container processes", move || {
             if cgroups.exists(&cgroup) { cgroups.kill(&cgroup).map_err(Error::from) } else { Ok(()) }
         })
-        .await?;
-        self.commit_unattended(container, "its shim was gone when it was stopped".to_owned()).await;
-        Ok(())
+        .await
     }
 
     /// Removes a container, killing it first if it runs. Success when it is not known.

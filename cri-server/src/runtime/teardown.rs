@@ -5,7 +5,11 @@ use std::{path::Path, sync::Arc};
 
 use podhold_cgroups::CgroupPath;
 use podhold_image::Snapshots;
-use podhold_sandbox::{ContainerId, Layout, PodId, launch::LaunchError, netns};
+use podhold_sandbox::{
+    ContainerId, Layout, PodId,
+    launch::{LaunchError, LivePod},
+    netns,
+};
 use tracing::warn;
 
 use super::{Runtime, blocking, files, volumes::Place};
@@ -23,36 +27,69 @@ impl Runtime {
         let network = async { self.cni.del(id).await.map_err(Error::from) };
         let processes = async {
             match live {
-                Some(live) => live.close().await.map_err(Error::from),
+                Some(live) => self.close_shim(record, live.as_ref()).await,
                 None => self.kill_leftovers(record).await,
             }
         };
         let (network, processes) = tokio::join!(network, processes);
-        if let Err(error) = processes {
-            warn!(pod = %id, %error, "shim not closed; its processes are killed");
-            self.kill_leftovers(record).await?;
-        }
+        processes?;
         network?;
         let path = self.layout.netns(id);
         blocking("network namespace", move || netns::remove(&path).map_err(Error::doing("network namespace")))
             .await
     }
 
-    /// Ends whatever runs in the pod's own cgroups, and a shim that cannot be talked to.
-    async fn kill_leftovers(&self, record: &PodRecord) -> Result<()> {
-        if !self.is_of_earlier_boot(record)
-            && let Ok(open) = self.launcher.reopen_pod(&record.id).await
-            && let Err(error) = open.pod.close().await
-        {
-            warn!(pod = %record.id, %error, "shim not closed");
+    /// Has the shim end the pod; ends what it has not ended, and a shim that does not answer.
+    async fn close_shim(self: &Arc<Self>, record: &PodRecord, live: &dyn LivePod) -> Result<()> {
+        let Err(error) = live.close().await else { return Ok(()) };
+        warn!(pod = %record.id, %error, "shim not closed; its processes are killed");
+        if !matches!(error, LaunchError::Silent { .. } | LaunchError::Gone { .. }) {
+            // It attends to its containers as long as there are any.
+            self.kill_processes(record).await?;
         }
-        self.end_unheld(record).await
+        self.end_unattended(record).await
+    }
+
+    /// Ends whatever runs of the pod, and a shim that nobody talks to.
+    async fn kill_leftovers(self: &Arc<Self>, record: &PodRecord) -> Result<()> {
+        if !self.is_of_earlier_boot(record) {
+            match self.launcher.reopen_pod(&record.id).await {
+                Ok(open) => return self.close_shim(record, open.pod.as_ref()).await,
+                Err(LaunchError::Gone { .. }) => {}
+                Err(error) => {
+                    warn!(pod = %record.id, %error, "shim cannot be talked to; it is killed");
+                }
+            }
+        }
+        self.end_unattended(record).await
+    }
+
+    /// Ends what is left of a pod, and commits the exits of its containers: nobody is left who could tell
+    /// how they have ended.
+    async fn end_unattended(self: &Arc<Self>, record: &PodRecord) -> Result<()> {
+        self.end_unheld(record).await?;
+        let (runtime, id) = (Arc::clone(self), record.id.clone());
+        blocking("exits", move || {
+            runtime.fold_unstarted(&id);
+            Ok(())
+        })
+        .await?;
+        self.settle_unheld(&record.id, "its shim was gone, or did not answer and was killed").await;
+        Ok(())
     }
 
     /// Ends what is left of a pod whose shim is dead, or is to be: first whatever still makes processes,
     /// then those in the pod's own cgroups, then the logger, which has their last words by then.
     pub(super) async fn end_unheld(&self, record: &PodRecord) -> Result<()> {
         let ended = self.launcher.end_holder(&record.id).await;
+        let killed = self.kill_processes(record).await;
+        self.launcher.end_logs(&record.id).await?;
+        ended?;
+        killed
+    }
+
+    /// Ends whatever runs in the pod's own cgroups.
+    async fn kill_processes(&self, record: &PodRecord) -> Result<()> {
         let mut leaves = vec![record.pause_cgroup()];
         leaves.extend(self.store.containers_of(&record.id).iter().map(|c| c.record.cgroup.clone()));
         // Each waits for the kernel by itself: one that does not end keeps no other alive.
@@ -63,8 +100,6 @@ impl Runtime {
             blocking("pod processes", kill)
         });
         let killed: Result<Vec<()>> = futures::future::join_all(kills).await.into_iter().collect();
-        self.launcher.end_logs(&record.id).await?;
-        ended?;
         killed.map(drop)
     }
 

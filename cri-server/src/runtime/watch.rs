@@ -144,13 +144,18 @@ impl Runtime {
             if let Err(error) = runtime.end_unheld(&pod.record).await {
                 warn!(pod = %id, %error, "processes of a pod without shim not ended");
             }
-            for container in runtime.store.containers_of(id) {
-                let unsettled = matches!(container.phase, ContainerPhase::Starting | ContainerPhase::Unknown);
-                if unsettled || container.phase.run().is_some() {
-                    runtime.commit_unattended(&container, why.clone()).await;
-                }
-            }
+            runtime.settle_unheld(id, &why).await;
         });
+    }
+
+    /// Commits how the containers of a pod have ended that nothing holds any more.
+    pub(super) async fn settle_unheld(self: &Arc<Self>, pod: &PodId, why: &str) {
+        for container in self.store.containers_of(pod) {
+            let unsettled = matches!(container.phase, ContainerPhase::Starting | ContainerPhase::Unknown);
+            if unsettled || container.phase.run().is_some() {
+                self.commit_unattended(&container, why.to_owned()).await;
+            }
+        }
     }
 
     /// Commits the exit of a container that no shim attends any more, as it was recorded, or as unknown.

@@ -120,6 +120,11 @@ impl Machine {
         self.directory.path()
     }
 
+    /// The machine's root directory with its mounts, as the host sees it.
+    pub fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.init))
+    }
+
     /// Starts a program; answers its pid inside the machine.
     pub async fn spawn(
         &self,

@@ -1,7 +1,8 @@
 //! One connection to a shim: a task that owns the socket, and the table of what is awaited.
 //!
 //! Invariant: replies and events are handled in the order the shim sent them, so the end of an exec is
-//! never seen before its start.
+//! never seen before its start. Nobody waits for ever for a shim that says nothing at all: one that is
+//! waited for is asked for a sign of life now and then (see [`Connection::silent`]).
 
 use std::{
     collections::HashMap,
@@ -9,12 +10,13 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use podhold_proto::shim::{
-    Answer, Request, answer::Body, event::What, reply::Result as Outcome, request::Call,
+    Answer, Hello, KillExec, Request, answer::Body, event::What, reply::Result as Outcome, request::Call,
 };
 use tokio::{
     io::Interest,
@@ -27,7 +29,7 @@ use crate::{
     PodId,
     launch::{ExecEnd, LaunchError, PodEvent},
     sys,
-    wire::{Inbox, Outbox, Received},
+    wire::{Inbox, Outbox, Received, VERSION},
 };
 
 /// How an exec ended; `None` while it runs.
@@ -36,6 +38,14 @@ type Answered = Result<(Outcome, Vec<OwnedFd>), LaunchError>;
 
 /// Requests that wait to be sent; more make their callers wait.
 const QUEUE: usize = 64;
+
+/// How long an answer may take before the shim is asked whether it is there at all, and how long it may
+/// take to say so: its steps are short, and whatever waits is done by its children.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a shim that is known to be silent gets for each further request.
+const LAST_CHANCE: Duration = Duration::from_millis(500);
+/// Numbers of requests whose answers nobody awaits begin here.
+const UNAWAITED: u64 = 1 << 63;
 
 /// The shared end: requests go in here.
 pub(super) struct Connection {
@@ -46,6 +56,8 @@ pub(super) struct Connection {
     gone: watch::Receiver<bool>,
     /// The shim has ended.
     died: Arc<Notify>,
+    /// The shim's pid; 0 until it has told it.
+    shim: AtomicU32,
 }
 
 /// What is awaited.
@@ -57,6 +69,8 @@ struct Table {
 #[derive(Default)]
 struct State {
     closed: bool,
+    /// Since when a question whether the shim is there is open. Whatever it says answers that.
+    asked: Option<Instant>,
     replies: HashMap<u64, oneshot::Sender<Answered>>,
     execs: HashMap<u64, watch::Sender<Ended>>,
 }
@@ -89,12 +103,61 @@ impl Connection {
             task.run().await;
             closed.send_replace(true);
         });
-        let next = AtomicU64::new(1);
-        Ok((Arc::new(Self { pod, requests, table, next, gone, died }), received))
+        let (next, shim) = (AtomicU64::new(1), AtomicU32::new(0));
+        Ok((Arc::new(Self { pod, requests, table, next, gone, died, shim }), received))
     }
 
-    /// Asks and waits for the answer. A failure the shim reports is an error.
+    /// Takes note of the shim's pid, for messages.
+    pub(super) fn is_of(&self, shim: u32) {
+        self.shim.store(shim, Ordering::Relaxed);
+    }
+
+    /// Asks and waits for the answer, as long as the shim shows that it lives; otherwise the error is
+    /// [`LaunchError::Silent`], and what was asked for may still be done when it goes on. A failure the shim
+    /// reports is an error.
     pub(super) async fn request(&self, call: Call, files: Vec<OwnedFd>) -> Answered {
+        tokio::select! {
+            answered = self.request_patiently(call, files) => answered,
+            silent = self.silent() => Err(silent),
+        }
+    }
+
+    /// Completes when the shim has said nothing at all for a while, although it was asked to.
+    pub(super) async fn silent(&self) -> LaunchError {
+        loop {
+            let patience = if self.is_silent() { LAST_CHANCE } else { PATIENCE };
+            tokio::time::sleep(patience).await;
+            self.ask_for_life();
+            if self.is_silent() {
+                let seconds = self.table.lock().asked.map_or(0, |asked| asked.elapsed().as_secs());
+                let shim = self.shim.load(Ordering::Relaxed);
+                return LaunchError::Silent { pod: self.pod.clone(), shim, seconds };
+            }
+        }
+    }
+
+    /// Whether the shim has left a question unanswered.
+    pub(super) fn is_silent(&self) -> bool {
+        self.table.lock().asked.is_some_and(|asked| asked.elapsed() >= PATIENCE)
+    }
+
+    /// Asks for a sign of life, unless that question is open.
+    fn ask_for_life(&self) {
+        {
+            let mut state = self.table.lock();
+            if state.closed || state.asked.is_some() {
+                return;
+            }
+            state.asked = Some(Instant::now());
+        }
+        let id = UNAWAITED | self.next.fetch_add(1, Ordering::Relaxed);
+        let call = Some(Call::Hello(Hello { version: VERSION, features: Vec::new() }));
+        // A queue that is full says as much as no answer.
+        let _ = self.requests.try_send((Request { id, fds: 0, call }, Vec::new()));
+    }
+
+    /// Asks and waits for the answer, however long the shim says nothing.
+    pub(super) async fn request_patiently(&self, call: Call, files: Vec<OwnedFd>) -> Answered {
         let gone = || LaunchError::Gone { pod: self.pod.clone() };
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
@@ -105,7 +168,7 @@ impl Connection {
             }
             state.replies.insert(id, sender);
         }
-        // A caller that goes away leaves its entry behind; the reply takes it out.
+        let _awaited = Awaited { table: &self.table, id };
         let fds = u32::try_from(files.len()).unwrap_or(0);
         let request = Request { id, fds, call: Some(call) };
         self.requests.send((request, files)).await.map_err(|_| gone())?;
@@ -148,6 +211,18 @@ impl Connection {
     /// Waits until the shim has closed its end.
     pub(super) async fn gone(&self) {
         let _ = self.gone.clone().wait_for(|gone| *gone).await;
+    }
+}
+
+/// Takes a request off the table when nobody waits for its answer any more.
+struct Awaited<'a> {
+    table: &'a Table,
+    id: u64,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.table.lock().replies.remove(&self.id);
     }
 }
 
@@ -213,7 +288,7 @@ impl Task {
                             Received::End => Err(io::ErrorKind::UnexpectedEof.into()),
                             Received::Some => Ok(true),
                         })?;
-                        self.take(&mut inbox)?;
+                        self.take(&mut inbox, &mut outbox)?;
                     }
                 }
             }
@@ -238,20 +313,27 @@ impl Task {
         }
     }
 
-    fn take(&self, inbox: &mut Inbox) -> io::Result<()> {
+    fn take(&self, inbox: &mut Inbox, outbox: &mut Outbox) -> io::Result<()> {
         while let Some(answer) = inbox.next::<Answer>()? {
+            self.table.lock().asked = None;
             let files: Vec<OwnedFd> = inbox.files(answer.fds)?.into();
             match answer.body {
                 Some(Body::Reply(reply)) => {
                     let outcome = convert::outcome(&self.pod, reply.result);
+                    let exec = match &outcome {
+                        Ok(Outcome::Exec(exec)) => Some(exec.exec),
+                        _ => None,
+                    };
                     let mut state = self.table.lock();
                     let waiting = state.replies.remove(&reply.id);
-                    if let Ok(Outcome::Exec(exec)) = &outcome {
-                        state.execs.insert(exec.exec, watch::channel(None).0);
+                    if let Some(exec) = exec {
+                        state.execs.insert(exec, watch::channel(None).0);
                     }
                     drop(state);
-                    if let Some(waiting) = waiting {
-                        let _ = waiting.send(outcome.map(|outcome| (outcome, files)));
+                    let heard = waiting
+                        .is_some_and(|waiting| waiting.send(outcome.map(|outcome| (outcome, files))).is_ok());
+                    if let Some(exec) = exec.filter(|_| !heard) {
+                        self.end_exec(exec, outbox);
                     }
                 }
                 Some(Body::Event(event)) => self.event(event.what)?,
@@ -260,6 +342,13 @@ impl Task {
             }
         }
         Ok(())
+    }
+
+    /// Ends a command whose caller had gone before it began.
+    fn end_exec(&self, exec: u64, outbox: &mut Outbox) {
+        self.table.lock().execs.remove(&exec);
+        let call = Some(Call::KillExec(KillExec { exec }));
+        self.send(outbox, &Request { id: UNAWAITED | exec, fds: 0, call }, Vec::new());
     }
 
     fn event(&self, what: Option<What>) -> io::Result<()> {

@@ -115,7 +115,16 @@ impl ShimLauncher {
             other => other?,
         };
         let (connection, events) = Connection::open(pod.clone(), socket)?;
-        let (reply, version) = version::greet(pod, &connection).await?;
+        let (reply, version) = match version::greet(pod, &connection).await {
+            Err(LaunchError::Silent { seconds, .. }) => {
+                let (layout, id) = (self.config.layout.clone(), pod.clone());
+                let find = move || Ok(processes::shim(&layout, &id).unwrap_or(0));
+                let shim = blocking(format!("find the shim of pod {pod}"), find).await?;
+                return Err(LaunchError::Silent { pod: pod.clone(), shim, seconds });
+            }
+            greeted => greeted?,
+        };
+        connection.is_of(reply.shim_pid);
         if let Some(shim) = processes::is_shim(&self.config.layout, pod, reply.shim_pid) {
             connection.end_with(shim);
         }
@@ -296,6 +305,14 @@ impl LivePod for ShimPod {
         self.pause_pid
     }
 
+    fn is_silent(&self) -> bool {
+        self.connection.is_silent()
+    }
+
+    async fn silent(&self) -> LaunchError {
+        self.connection.silent().await
+    }
+
     async fn user_namespace(&self) -> Result<Option<UserNamespace>, LaunchError> {
         if !self.version.can_make_namespaces() {
             return Ok(None);
@@ -313,7 +330,11 @@ impl LivePod for ShimPod {
     }
 
     async fn start(&self, start: StartSpec) -> Result<Started, LaunchError> {
-        match self.call(Some(&start.id), Call::Start(convert::start(&start)?)).await? {
+        // A start that is given up would still be made by a shim that goes on, and nobody would know.
+        let answered =
+            self.connection.request_patiently(Call::Start(convert::start(&start)?), Vec::new()).await;
+        let started = answered.map_err(|error| convert::name_container(error, Some(&start.id)));
+        match started?.0 {
             Outcome::Start(reply) => Ok(Started { pid: reply.pid, at: convert::time(reply.at) }),
             other => Err(self.unexpected(&other)),
         }
@@ -360,8 +381,10 @@ impl LivePod for ShimPod {
 
     async fn close(&self) -> Result<(), LaunchError> {
         self.order(None, Call::Close(Close {})).await?;
-        self.connection.gone().await;
-        Ok(())
+        tokio::select! {
+            () = self.connection.gone() => Ok(()),
+            silent = self.connection.silent() => Err(silent),
+        }
     }
 }
 

@@ -45,6 +45,25 @@ pub(super) fn is_shim(layout: &Layout, pod: &PodId, pid: u32) -> Option<OwnedFd>
     (line == command_line(layout, pod)).then_some(process)
 }
 
+/// The pid of the pod's shim: the one whose parent is no fork of it.
+pub(super) fn shim(layout: &Layout, pod: &PodId) -> Option<u32> {
+    let wanted = command_line(layout, pod);
+    let is_fork = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == wanted);
+    let mut forks = pids().ok()?.filter(|pid| is_fork(*pid));
+    forks.find(|pid| parent(*pid).is_some_and(|parent| !is_fork(parent)))
+}
+
+/// Field `ppid` of `/proc/PID/stat` (proc_pid_stat(5)).
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may hold blanks and parentheses.
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+fn pids() -> io::Result<impl Iterator<Item = u32>> {
+    Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
 /// Kills the shim and all its forks, except the logger.
 pub(super) fn end_makers(layout: &Layout, pod: &PodId) -> io::Result<()> {
     let deadline = Instant::now() + KILLED;
@@ -78,9 +97,7 @@ fn forks(layout: &Layout, pod: &PodId, loggers: bool) -> io::Result<Vec<OwnedFd>
     }
     let wanted = command_line(layout, pod);
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let Ok(name) = entry?.file_name().into_string() else { continue };
-        let Ok(pid) = name.parse::<u32>() else { continue };
+    for pid in pids()? {
         // Most are not: no file is opened for those but this one.
         if !fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == wanted) {
             continue;

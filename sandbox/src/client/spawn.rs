@@ -19,6 +19,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
 use crate::{Layout, PodId, sealed, sys};
 
 /// Copies the shim's program into a sealed memory file.
@@ -108,10 +110,14 @@ fn log(directory: &Path) -> io::Result<File> {
     options.open(directory.join("shim.log"))
 }
 
-/// Dials the pod's shim.
+/// Dials the pod's shim. Never waits: a shim that accepts nobody any more, and has been dialled often, is
+/// an error (EAGAIN).
 pub(super) fn dial(layout: &Layout, pod: &PodId) -> io::Result<UnixStream> {
     let handle = open_directory(&layout.pod_run(pod))?;
-    UnixStream::connect(short_name(&handle))
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(short_name(&handle))?)?;
+    Ok(socket.into())
 }
 
 /// Whether dialling failed because there is no shim.

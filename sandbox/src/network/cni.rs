@@ -180,6 +180,11 @@ impl Cni {
     /// Whether pods can be connected: a valid configuration is there and so are its plugins; those that
     /// speak 1.1.0 are asked.
     pub async fn status(&self) -> Result<(), CniError> {
+        self.status_within(self.runner.timeout()).await
+    }
+
+    /// [`Self::status`], with a time limit of its own for each plugin.
+    pub async fn status_within(&self, limit: Duration) -> Result<(), CniError> {
         let list = self.loader.current().await?;
         for plugin in &list.plugins {
             self.runner.find(&list.file, &plugin.kind)?;
@@ -189,7 +194,8 @@ impl Cni {
         }
         for plugin in &list.plugins {
             let netconf = list.netconf(plugin, &Map::new(), None);
-            self.runner.run(&Call::of_list(&list, plugin, Command::Status), &netconf, None).await?;
+            let call = Call::of_list(&list, plugin, Command::Status);
+            self.runner.run_within(&call, &netconf, None, limit.min(self.runner.timeout())).await?;
         }
         Ok(())
     }

@@ -413,8 +413,10 @@ impl Shim {
         let (reopens, deleters) = (late(&mut container.reopens), late(&mut container.deleters));
         let due = container.deadline().is_some_and(|at| now >= at);
         match &mut container.phase {
-            Phase::OpeningLog { .. } if due => {
-                self.start_failed(id, "the log file could not be opened in time: is its disk stuck?".into());
+            Phase::OpeningLog { call, .. } if due => {
+                let words =
+                    format!("the log {} could not be opened in time: is its disk stuck?", call.log_path);
+                self.start_failed(id, words);
             }
             Phase::Creating(creation) if due => {
                 let _ = kill(creation.creator, Signal::SIGKILL);

@@ -10,9 +10,15 @@ mod load;
 mod orphans;
 mod shims;
 
-use std::{fs, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    fs,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use podhold_sandbox::{PodId, launch::LaunchError, record};
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 pub(super) use self::boot::Boot;
@@ -21,6 +27,9 @@ use crate::{
     error::{Error, Result},
     state::{Container, ContainerEvent, ContainerPhase, ContainerStatusRecord, Hidden, PodEvent, PodPhase},
 };
+
+/// How long the other pods, and whoever asks for them, wait for shims that do not answer.
+const RECOVERY: Duration = Duration::from_secs(2);
 
 impl Runtime {
     /// Finds what an earlier daemon left.
@@ -36,7 +45,14 @@ impl Runtime {
         }
         let count = pods.len();
         let earlier: Vec<PodId> = pods.iter().filter(|id| self.is_released(id)).cloned().collect();
-        futures::future::join_all(pods.into_iter().map(|id| self.recover_pod(id))).await;
+        let recovering = pods.into_iter().map(|id| {
+            let runtime = Arc::clone(self);
+            // In a task of its own: it goes on when nobody waits for it any more.
+            tokio::spawn(async move { runtime.recover_pod(id).await })
+        });
+        if timeout(RECOVERY, futures::future::join_all(recovering)).await.is_err() {
+            warn!("some shims have not answered yet; their pods are not ready until they do");
+        }
         let runtime = Arc::clone(self);
         let orphans = blocking("orphans", move || Ok(runtime.orphans())).await?;
         self.clean_up(earlier, orphans);
@@ -101,23 +117,33 @@ impl Runtime {
 
     /// A pod that does not run: how its containers ended is on disk, or nobody knows. Blocks.
     pub(super) fn fold_dead(self: &Arc<Self>, id: &PodId) {
-        let earlier = self.store.pod(id).is_some_and(|pod| self.is_of_earlier_boot(&pod.record));
-        for container in self.store.containers_of(id) {
-            if container.phase != ContainerPhase::Unknown {
-                continue;
-            }
+        if self.store.pod(id).is_some_and(|pod| self.is_of_earlier_boot(&pod.record)) {
+            return self.fold_rebooted(id);
+        }
+        self.fold_unstarted(id);
+        self.end_unheld_in_background(id, "the host or its shim ended while nobody looked".to_owned());
+    }
+
+    fn fold_rebooted(self: &Arc<Self>, id: &PodId) {
+        for container in self.unknown_containers(id) {
             let (started, started_at) = self.start_kept(&container);
-            if earlier {
-                let when =
-                    if started { "since it was started" } else { "before it was known to be started" };
-                self.commit_recorded_exit(&container, started_at, &format!("the host was rebooted {when}"));
-            } else if !started && !self.left_traces(&container) {
+            let when = if started { "since it was started" } else { "before it was known to be started" };
+            self.commit_recorded_exit(&container, started_at, &format!("the host was rebooted {when}"));
+        }
+    }
+
+    /// Containers of a pod that does not run are as they were created, where no trace of a start is left.
+    /// Blocks.
+    pub(in crate::runtime) fn fold_unstarted(&self, id: &PodId) {
+        for container in self.unknown_containers(id) {
+            if !self.start_kept(&container).0 && !self.left_traces(&container) {
                 self.store.container_event(&container.record.id, ContainerEvent::NeverStarted);
             }
         }
-        if !earlier {
-            self.end_unheld_in_background(id, "the host or its shim ended while nobody looked".to_owned());
-        }
+    }
+
+    fn unknown_containers(&self, id: &PodId) -> impl Iterator<Item = Container> + use<> {
+        self.store.containers_of(id).into_iter().filter(|container| container.phase == ContainerPhase::Unknown)
     }
 
     /// Whether and when a container was started, as far as a daemon has lived to write that down.

@@ -16,11 +16,11 @@ use crate::state::{Container, ContainerEvent, ContainerPhase, PodEvent, Run};
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// Pauses between questions to a shim that does not answer.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 impl Runtime {
     /// A shim that is there and does not answer may be busy, or of a build that this one cannot talk to:
-    /// its containers are not declared dead. Asked ever more rarely, for there is no event to wait for.
+    /// its containers are not declared dead. Asked again and again, for there is no event to wait for.
     pub(super) fn keep_asking(self: &Arc<Self>, id: PodId) {
         let runtime = Arc::clone(self);
         tokio::spawn(async move {

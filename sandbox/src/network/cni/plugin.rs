@@ -31,6 +31,8 @@ const MOST_OUTPUT: u64 = 1 << 20;
 const KEPT_STDERR: usize = 4096;
 /// How long output may lag behind the end of the plugin, when something else holds the pipe open.
 const DRAIN: Duration = Duration::from_millis(200);
+/// How long a plugin that was killed is waited for.
+const REAP: Duration = Duration::from_secs(1);
 const BUSY_TRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -113,6 +115,11 @@ impl Runner {
         })
     }
 
+    /// How long a plugin may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Runs the plugin and returns what it wrote to standard output. It inherits `lock`.
     pub(super) async fn run(
         &self,
@@ -120,19 +127,34 @@ impl Runner {
         netconf: &Map<String, Value>,
         lock: Option<&Held>,
     ) -> Result<Vec<u8>, CniError> {
+        self.run_within(call, netconf, lock, self.timeout).await
+    }
+
+    /// [`Self::run`] with a time limit of its own.
+    pub(super) async fn run_within(
+        &self,
+        call: &Call,
+        netconf: &Map<String, Value>,
+        lock: Option<&Held>,
+        limit: Duration,
+    ) -> Result<Vec<u8>, CniError> {
         let program = self.find(&call.file, &call.plugin)?;
         let failed = |operation| {
             move |source: io::Error| CniError::Process { call: call.to_string(), operation, source }
         };
         let input =
             serde_json::to_vec(netconf).map_err(io::Error::from).map_err(failed("encode its input"))?;
-        let child = self.spawn(call, &program, lock).await.map_err(failed("start it"))?;
+        let mut child = self.spawn(call, &program, lock).await.map_err(failed("start it"))?;
         let mut said = Said::default();
-        let ended = timeout(self.timeout, converse(child, &input, &mut said)).await;
+        let ended = timeout(limit, converse(&mut child, &input, &mut said)).await;
+        if !matches!(ended, Ok(Ok(_))) {
+            // It was killed. Dropped before it is reaped, it would stay a zombie until another child ends.
+            let _sleeps_in_the_kernel = timeout(REAP, child.wait()).await;
+        }
         match ended {
             Err(_) => Err(CniError::TimedOut {
                 call: call.to_string(),
-                timeout: self.timeout,
+                timeout: limit,
                 stderr: readable(&said.stderr),
             }),
             Ok(Err(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
@@ -217,9 +239,9 @@ struct Said {
 }
 
 /// Writes the input, reads both outputs, waits for the end.
-async fn converse(mut child: Child, input: &[u8], said: &mut Said) -> io::Result<ExitStatus> {
+async fn converse(child: &mut Child, input: &[u8], said: &mut Said) -> io::Result<ExitStatus> {
     // Dropped before the child is, so that the group's number still belongs to it.
-    let mut group = Group::of(&child);
+    let mut group = Group::of(child);
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let talk = async {
         let write = async {
