@@ -163,6 +163,11 @@ impl Rig {
         begun.elapsed()
     }
 
+    /// Expects the files beneath `directory` to be gone at the end: they are in the machine's memory.
+    pub fn expect_gone(&mut self, directory: &str) {
+        self.before = std::mem::take(&mut self.before).without_files(directory);
+    }
+
     /// Compares the machine with what it was before the test, then ends everything.
     ///
     /// # Panics

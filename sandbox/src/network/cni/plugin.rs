@@ -101,6 +101,11 @@ impl Runner {
         Self { dirs, timeout }
     }
 
+    /// The same with less time for a plugin.
+    pub(super) fn at_most(&self, time: Duration) -> Self {
+        Self { dirs: self.dirs.clone(), timeout: self.timeout.min(time) }
+    }
+
     /// The program of a plugin, whose name is known to be plain.
     pub(super) fn find(&self, file: &Path, plugin: &str) -> Result<PathBuf, CniError> {
         let runnable = |path: &PathBuf| {
@@ -126,15 +131,19 @@ impl Runner {
         };
         let input =
             serde_json::to_vec(netconf).map_err(io::Error::from).map_err(failed("encode its input"))?;
-        let child = self.spawn(call, &program, lock).await.map_err(failed("start it"))?;
+        let mut child = self.spawn(call, &program, lock).await.map_err(failed("start it"))?;
         let mut said = Said::default();
-        let ended = timeout(self.timeout, converse(child, &input, &mut said)).await;
+        let ended = timeout(self.timeout, converse(&mut child, &input, &mut said)).await;
         match ended {
-            Err(_) => Err(CniError::TimedOut {
-                call: call.to_string(),
-                timeout: self.timeout,
-                stderr: readable(&said.stderr),
-            }),
+            Err(_) => {
+                // Killed by now; one that is stuck in the kernel is left to whoever reaps what is dropped.
+                let _reaped = timeout(DRAIN, child.wait()).await;
+                Err(CniError::TimedOut {
+                    call: call.to_string(),
+                    timeout: self.timeout,
+                    stderr: readable(&said.stderr),
+                })
+            }
             Ok(Err(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
                 Err(CniError::TooMuchOutput { call: call.to_string(), limit: MOST_OUTPUT })
             }
@@ -217,9 +226,9 @@ struct Said {
 }
 
 /// Writes the input, reads both outputs, waits for the end.
-async fn converse(mut child: Child, input: &[u8], said: &mut Said) -> io::Result<ExitStatus> {
-    // Dropped before the child is, so that the group's number still belongs to it.
-    let mut group = Group::of(&child);
+async fn converse(child: &mut Child, input: &[u8], said: &mut Said) -> io::Result<ExitStatus> {
+    // Dropped before the child is reaped, so that the group's number still belongs to it.
+    let mut group = Group::of(child);
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let talk = async {
         let write = async {
