@@ -249,8 +249,8 @@ fn load_filter(identity: &Identity<'_>) -> Result<(), String> {
     loaded.map(drop).map_err(|error| format!("seccomp: {}", chain(&error)))
 }
 
-fn set_limits(process: &Process, own: Option<&Process>) -> Result<(), String> {
-    let limits = process.rlimits().as_ref().or_else(|| own.and_then(|process| process.rlimits().as_ref()));
+fn set_limits(process: &Process, own: &Process) -> Result<(), String> {
+    let limits = process.rlimits().as_ref().or(own.rlimits().as_ref());
     for limit in limits.into_iter().flatten() {
         let resource = resource(limit.typ());
         nix::sys::resource::setrlimit(resource, limit.soft(), limit.hard())
