@@ -171,6 +171,11 @@ impl Rig {
         self.machine.host_pid(self.daemon.pid).expect("find the daemon among the host's processes")
     }
 
+    /// Expects the files beneath `directory` to be gone at the end: they are in the machine's memory.
+    pub fn expect_gone(&mut self, directory: &str) {
+        self.before = std::mem::take(&mut self.before).without_files(directory);
+    }
+
     /// Compares the machine with what it was before the test, then ends everything.
     ///
     /// # Panics

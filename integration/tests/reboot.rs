@@ -21,7 +21,8 @@ use podhold_proto::cri::{ContainerState, PodSandboxState, PortMapping};
 const LONG: Duration = Duration::from_secs(60);
 
 /// Gives the network a pool of addresses that outlives the machine, as a disk does; its directory.
-fn lasting_pool(rig: &Rig) -> PathBuf {
+fn lasting_pool(rig: &mut Rig) -> PathBuf {
+    rig.expect_gone("/var/lib/cni");
     let pool = rig.machine.directory().join("ipam");
     let path = rig.places.cni().join("10-podhold.conflist");
     let mut list: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -77,7 +78,7 @@ fn half_made(rig: &Rig, pod: &str) {
 #[tokio::test]
 async fn after_a_reboot_pods_are_down_and_nothing_of_them_is_held() {
     let mut rig = rig!();
-    let pool = lasting_pool(&rig);
+    let pool = lasting_pool(&mut rig);
     let mut config = rig.pod("ended");
     config.port_mappings = vec![PortMapping { container_port: 80, host_port: 8099, ..Default::default() }];
     let pod = rig.cri().run_pod(&config).await.unwrap();
@@ -124,7 +125,7 @@ async fn after_a_reboot_pods_are_down_and_nothing_of_them_is_held() {
 #[tokio::test]
 async fn a_run_directory_of_an_earlier_boot_is_believed_in_exits_alone() {
     let mut rig = rig!();
-    let pool = lasting_pool(&rig);
+    let pool = lasting_pool(&mut rig);
     let config = rig.pod("kept");
     let pod = rig.cri().run_pod(&config).await.unwrap();
     let mut ids = Vec::new();
@@ -172,7 +173,7 @@ async fn a_run_directory_of_an_earlier_boot_is_believed_in_exits_alone() {
 async fn the_addresses_of_a_hundred_pods_are_back_soon() {
     const PODS: usize = 100;
     let mut rig = rig!();
-    let pool = lasting_pool(&rig);
+    let pool = lasting_pool(&mut rig);
     let pods: Vec<String> = stream::iter(0..PODS)
         .map(|n| {
             let (cri, config) = (rig.cri().clone(), rig.pod(&format!("many-{n}")));

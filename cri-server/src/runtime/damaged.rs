@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use podhold_cgroups::CgroupPath;
 use podhold_proto::cri;
-use podhold_sandbox::{ContainerId, Layout, PodId};
+use podhold_sandbox::{ContainerId, Layout, PodId, launch::LaunchError};
 use tracing::{error, info};
 
 use super::{Runtime, blocking, recover::names, teardown::remove_tree};
@@ -153,6 +153,7 @@ impl Runtime {
         blocking("damaged container", move || unlink_strangers(&strangers)).await?;
         let container = container_by_name(&record, id);
         let containers = self.layout.pod_state(pod).join("containers");
+        self.end_in_shim(pod, id).await?;
         if is_directory(&self.layout.pod_state(pod)) && is_directory(&containers) {
             self.teardown_container(&container).await?;
         } else {
@@ -161,6 +162,22 @@ impl Runtime {
         self.forget_container(id);
         info!(container = %id, "damaged container removed");
         Ok(())
+    }
+
+    /// Has the pod's shim, if there is one, end the container and forget it: it would write what it sees of
+    /// the end into a directory that is being removed.
+    async fn end_in_shim(&self, pod: &PodId, id: &ContainerId) -> Result<()> {
+        if let Some(known) = self.store.pod(pod) {
+            return match known.live {
+                Some(live) => live.delete(id).await.map_err(Error::from),
+                None => Ok(()),
+            };
+        }
+        match self.launcher.reopen_pod(pod).await {
+            Ok(open) => open.pod.delete(id).await.map_err(Error::from),
+            Err(LaunchError::Gone { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The cgroup that has one of this name in it; `otherwise` when there is none.

@@ -99,7 +99,7 @@ impl Runtime {
         let bundle = self.layout.bundle(&container.record.pod, &container.record.id);
         blocking("exec", move || {
             let config: Config = bundle::config(&bundle).map_err(Error::doing("container bundle"))?;
-            let mut process = config.process.unwrap_or_default();
+            let mut process = config.process;
             process.set_args(Some(command));
             process.set_terminal(Some(terminal));
             let mut env = process.env().clone().unwrap_or_default();
@@ -116,7 +116,8 @@ impl Runtime {
 /// What an exec needs of `config.json`. The rest, most of which is a seccomp profile's calls, is skipped.
 #[derive(serde::Deserialize)]
 struct Config {
-    process: Option<Process>,
+    // One without it is damaged: a default would be another user with other rights.
+    process: Process,
 }
 
 /// Output that fits into one answer: a long stream leaves at least half of it to the other.

@@ -110,6 +110,13 @@ impl Snapshot {
         self
     }
 
+    /// The same without the files beneath `directory`.
+    #[must_use]
+    pub fn without_files(mut self, directory: &str) -> Self {
+        self.0.entry(Kind::File).or_default().retain(|path, _| !path.starts_with(directory));
+        self
+    }
+
     /// Every difference between `self` and the later `after`.
     pub fn compare(&self, after: &Self) -> Vec<Leak> {
         let nothing = BTreeMap::new();

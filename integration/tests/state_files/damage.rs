@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 /// One way, with a name for messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Damage {
+pub(crate) enum Damage {
     Truncated,
     Empty,
     RandomBytes,
@@ -32,7 +32,7 @@ pub enum Damage {
 }
 
 /// All ways in which a record can be damaged.
-pub const OF_RECORDS: [Damage; 17] = [
+pub(crate) const OF_RECORDS: [Damage; 17] = [
     Damage::Truncated,
     Damage::Empty,
     Damage::RandomBytes,
@@ -53,7 +53,7 @@ pub const OF_RECORDS: [Damage; 17] = [
 ];
 
 /// All ways in which a directory can be damaged.
-pub const OF_DIRECTORIES: [Damage; 6] = [
+pub(crate) const OF_DIRECTORIES: [Damage; 6] = [
     Damage::ForeignOwner,
     Damage::GroupWritable,
     Damage::WorldWritable,
@@ -64,14 +64,14 @@ pub const OF_DIRECTORIES: [Damage; 6] = [
 
 /// What was at a path before it was damaged.
 #[derive(Debug)]
-pub struct Good {
+pub(crate) struct Good {
     path: PathBuf,
     aside: PathBuf,
 }
 
 impl Good {
     /// Damages what is at `path`.
-    pub fn damage(path: &Path, how: Damage) -> Self {
+    pub(crate) fn damage(path: &Path, how: Damage) -> Self {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         // Beside the whole state directory's tree, on the same file system.
         let place = tempfile::Builder::new().prefix("podhold-good-").tempdir().unwrap().keep();
@@ -82,7 +82,7 @@ impl Good {
     }
 
     /// Puts it back as an administrator does from a backup.
-    pub fn put_back(self) {
+    pub(crate) fn put_back(self) {
         remove(&self.path);
         if self.aside.is_dir() {
             chown(&self.aside, Some(0), Some(0)).unwrap();
@@ -93,12 +93,12 @@ impl Good {
     }
 
     /// Whether it is as it was, with all that is in it.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.aside.is_dir() && fs::read_dir(&self.aside).unwrap().next().is_some()
     }
 
     /// Nobody wants it back.
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         fs::remove_dir_all(self.aside.parent().unwrap()).unwrap();
     }
 }

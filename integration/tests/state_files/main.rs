@@ -291,10 +291,11 @@ async fn a_damaged_bundle_is_named_by_who_needs_it() {
         let (file, other) =
             (bundles.join(&created).join("config.json"), bundles.join(&runs).join("config.json"));
         Good::damage(&file, how).forget();
-        let refusal = rig.cri().start(&created).await.unwrap_err();
+        let refusal = rig.cri().start(&created).await.expect_err(&format!("{how:?}"));
         assert!(refusal.message().contains("config.json"), "{how:?}: {refusal}");
         let good = Good::damage(&other, how);
-        let refusal = rig.cri().exec(&runs, &["/probe", "exit", "0"]).await.unwrap_err();
+        let refusal = rig.cri().exec(&runs, &["/probe", "exit", "0"]).await;
+        let refusal = refusal.expect_err(&format!("{how:?}"));
         assert!(refusal.message().contains(&other.display().to_string()), "{how:?}: {refusal}");
         good.put_back();
         assert_eq!(rig.cri().exec(&runs, &["/probe", "exit", "0"]).await.unwrap().exit_code, 0);

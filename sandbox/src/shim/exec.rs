@@ -85,8 +85,9 @@ enum Filter {
 /// What an exec needs of `config.json`. The rest, most of which is a profile's calls, is skipped.
 #[derive(Deserialize)]
 struct Config {
-    process: Option<Process>,
-    linux: Option<ConfigLinux>,
+    // Without either it is damaged: an exec would have other rights, and no filter.
+    process: Process,
+    linux: ConfigLinux,
 }
 
 #[derive(Deserialize)]
@@ -106,23 +107,19 @@ fn help(job: &Job<'_>) -> Result<(), String> {
     prctl::set_dumpable(false).map_err(failed("protect the process"))?;
     let config: Config = load(&job.bundle)?;
     let filter = filter(&job.bundle, &config)?;
-    let own = config.process.as_ref();
+    let own = &config.process;
     let identity = Identity {
         process: job.process,
-        capabilities: job
-            .process
-            .capabilities()
-            .clone()
-            .or_else(|| own.and_then(|process| process.capabilities().clone())),
+        capabilities: job.process.capabilities().clone().or_else(|| own.capabilities().clone()),
         no_new_privileges: job.process.no_new_privileges().unwrap_or(false)
-            || own.and_then(Process::no_new_privileges).unwrap_or(false),
+            || own.no_new_privileges().unwrap_or(false),
         filter,
     };
-    let score = job.process.oom_score_adj().or_else(|| own.and_then(Process::oom_score_adj));
+    let score = job.process.oom_score_adj().or_else(|| own.oom_score_adj());
     allowed_oom_score(score.unwrap_or(0));
     job.hierarchies.join(job.cgroup, job.init)?;
     if let Some(files) = &job.files {
-        let map = config.linux.as_ref().and_then(|linux| linux.uid_mappings.as_deref());
+        let map = config.linux.uid_mappings.as_deref();
         own_streams(map.unwrap_or_default(), job.process.user().uid(), files)?;
     }
     let namespaces = foreign_namespaces(job.init)?;
@@ -147,7 +144,7 @@ fn load<T: DeserializeOwned>(bundle: &Path) -> Result<T, String> {
 }
 
 fn filter(bundle: &Path, config: &Config) -> Result<Option<Filter>, String> {
-    let Some(profile) = config.linux.as_ref().and_then(|linux| linux.seccomp.as_ref()) else {
+    let Some(profile) = config.linux.seccomp.as_ref() else {
         return Ok(None);
     };
     if let Some(program) = seccomp::program(bundle)? {
@@ -252,8 +249,8 @@ fn load_filter(identity: &Identity<'_>) -> Result<(), String> {
     loaded.map(drop).map_err(|error| format!("seccomp: {}", chain(&error)))
 }
 
-fn set_limits(process: &Process, own: Option<&Process>) -> Result<(), String> {
-    let limits = process.rlimits().as_ref().or_else(|| own.and_then(|process| process.rlimits().as_ref()));
+fn set_limits(process: &Process, own: &Process) -> Result<(), String> {
+    let limits = process.rlimits().as_ref().or(own.rlimits().as_ref());
     for limit in limits.into_iter().flatten() {
         let resource = resource(limit.typ());
         nix::sys::resource::setrlimit(resource, limit.soft(), limit.hard())

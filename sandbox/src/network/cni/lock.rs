@@ -22,7 +22,7 @@ use std::{
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
-    process::{Pid, PidfdFlags, Signal, getpgid, getpid, kill_process_group, pidfd_open, pidfd_send_signal},
+    process::{Pid, PidfdFlags, Signal, getpid, kill_process_group, pidfd_open, pidfd_send_signal},
 };
 use tokio::{sync::oneshot, time::timeout};
 
@@ -146,13 +146,20 @@ fn kill_holders(path: &Path) -> io::Result<()> {
             continue;
         }
         tracing::warn!(lock = %path.display(), pid = pid.as_raw_nonzero(), "network plugin of an earlier daemon killed");
-        let own = getpgid(None).ok();
-        if let Some(group) = getpgid(Some(pid)).ok().filter(|group| Some(*group) != own) {
+        if let Some(group) = foreign_group(pid) {
             let _gone = kill_process_group(group, Signal::KILL);
         }
         let _gone = pidfd_send_signal(&process, Signal::KILL);
     }
     Ok(())
+}
+
+/// The process group of a process, where it can be named and is not ours. One whose leader is in another pid
+/// namespace has no number here.
+fn foreign_group(pid: Pid) -> Option<Pid> {
+    let own = nix::unistd::getpgid(None).ok()?;
+    let group = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid.as_raw_nonzero().get()))).ok()?;
+    (group != own && group.as_raw() > 1).then(|| Pid::from_raw(group.as_raw())).flatten()
 }
 
 fn has_open(pid: Pid, name: &OsString) -> bool {

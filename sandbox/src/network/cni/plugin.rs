@@ -103,6 +103,11 @@ impl Runner {
         Self { dirs, timeout }
     }
 
+    /// The same with less time for a plugin.
+    pub(super) fn at_most(&self, time: Duration) -> Self {
+        Self { dirs: self.dirs.clone(), timeout: self.timeout.min(time) }
+    }
+
     /// The program of a plugin, whose name is known to be plain.
     pub(super) fn find(&self, file: &Path, plugin: &str) -> Result<PathBuf, CniError> {
         let runnable = |path: &PathBuf| {
@@ -240,7 +245,7 @@ struct Said {
 
 /// Writes the input, reads both outputs, waits for the end.
 async fn converse(child: &mut Child, input: &[u8], said: &mut Said) -> io::Result<ExitStatus> {
-    // Dropped before the child is, so that the group's number still belongs to it.
+    // Dropped before the child is reaped, so that the group's number still belongs to it.
     let mut group = Group::of(child);
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let talk = async {
