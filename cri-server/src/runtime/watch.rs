@@ -54,11 +54,15 @@ impl Runtime {
         self.commit_exit(id, ended(started_at, exit));
     }
 
-    /// Commits an exit that nobody saw.
-    pub(super) fn exit_unseen(self: &Arc<Self>, id: &ContainerId, why: &str) {
+    /// Commits an exit that nobody saw. Reads a file.
+    fn exit_unseen(self: &Arc<Self>, id: &ContainerId, why: &str) {
         let Some(container) = self.store.container(id) else { return };
+        let written = || {
+            let path = self.layout.container_status(&container.record.pod, id);
+            record::read::<ContainerStatusRecord>(&path).ok()?.started_at
+        };
         let ended = Ended {
-            started_at: container.phase.run().map(|run| run.started_at),
+            started_at: container.phase.run().map(|run| run.started_at).or_else(written),
             finished_at: SystemTime::now(),
             code: UNSEEN,
             reason: "Unknown".to_owned(),
