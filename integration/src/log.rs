@@ -10,7 +10,7 @@ use std::{
 use tokio::time::{Instant, interval};
 
 /// How long a line may take to appear.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One entry of a log file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub fn lines(path: &Path, stream: &str) -> io::Result<Vec<String>> {
 /// Waits until a container has printed `line` on standard output.
 ///
 /// # Panics
-/// When it has not within ten seconds; shows what it has printed instead.
+/// When it has not within half a minute; shows what it has printed instead.
 pub async fn wait_for(path: &Path, line: &str) {
     wait_until(&[path.to_owned()], line, |each| each == line).await;
 }
@@ -56,7 +56,7 @@ pub async fn wait_for(path: &Path, line: &str) {
 /// Waits until a line of standard output in one of the files begins with `beginning`; answers the line.
 ///
 /// # Panics
-/// When none has within ten seconds.
+/// When none has within half a minute.
 pub async fn wait_for_start(files: &[PathBuf], beginning: &str) -> String {
     wait_until(files, beginning, |each| each.starts_with(beginning)).await
 }

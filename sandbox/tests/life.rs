@@ -392,3 +392,12 @@ async fn memory_of_a_pods_own_processes() {
     }
     pod.close(&host).await;
 }
+
+#[test]
+fn help_is_no_error() {
+    let shim = env!("CARGO_BIN_EXE_podhold-shim");
+    let output = std::process::Command::new(shim).arg("--help").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stdout.starts_with(b"usage: podhold-shim "), "{output:?}");
+    assert!(!std::process::Command::new(shim).output().unwrap().status.success());
+}

@@ -57,10 +57,14 @@ impl Runtime {
         self.commit_exit(id, ended(started_at, exit));
     }
 
-    /// Commits an exit that nobody saw.
+    /// Commits an exit that nobody saw. Reads a file.
     pub(super) fn exit_unseen(self: &Arc<Self>, id: &ContainerId, started_at: Option<SystemTime>, why: &str) {
         let Some(container) = self.store.container(id) else { return };
-        let started_at = container.phase.run().map(|run| run.started_at).or(started_at);
+        let written = || {
+            let path = self.layout.container_status(&container.record.pod, id);
+            record::read::<ContainerStatusRecord>(&path).ok()?.started_at
+        };
+        let started_at = container.phase.run().map(|run| run.started_at).or(started_at).or_else(written);
         let ended = Ended {
             started_at,
             // A clock that was set back must not end it before it began.
