@@ -137,6 +137,17 @@ impl Cri {
         Ok(container)
     }
 
+    /// UpdateContainerResources of the CPU shares alone.
+    pub async fn update_shares(&self, container: &str, shares: i64) -> Result<(), Status> {
+        let linux = Some(LinuxContainerResources { cpu_shares: shares, ..Default::default() });
+        let request = UpdateContainerResourcesRequest {
+            container_id: container.to_owned(),
+            linux,
+            ..Default::default()
+        };
+        self.runtime.clone().update_container_resources(request).await.map(drop)
+    }
+
     /// StopContainer with `grace` seconds.
     pub async fn stop(&self, container: &str, grace: i64) -> Result<(), Status> {
         let request = StopContainerRequest { container_id: container.to_owned(), timeout: grace };

@@ -127,12 +127,16 @@ fn make_directory(path: &Path, parents: bool) -> Result<(), BundleError> {
     }
 }
 
+/// Replaces a file as a whole: who dies meanwhile leaves the old one.
 fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), BundleError> {
-    remove_file(path)?;
     let failed = |operation| move |source| BundleError::Io { path: path.to_owned(), operation, source };
+    let temporary = path.with_extension("new");
+    remove_file(&temporary)?;
     let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(path).map_err(failed("create"))?;
-    io::Write::write_all(&mut file, bytes).map_err(failed("write"))
+    let mut file =
+        options.write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed("create"))?;
+    io::Write::write_all(&mut file, bytes).map_err(failed("write"))?;
+    fs::rename(&temporary, path).map_err(failed("rename"))
 }
 
 fn remove_file(path: &Path) -> Result<(), BundleError> {

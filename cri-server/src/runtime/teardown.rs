@@ -234,33 +234,43 @@ fn drop_strays(layout: &Layout, pod: &PodId, snapshots: &dyn Snapshots) -> Resul
 /// Removes the directory of a record, the record last: who dies in between has an object that can be removed.
 fn remove_recorded(record: &Path) -> Result<()> {
     let dir = record.parent().expect("a record has a directory");
+    nothing_mounted(dir)?;
     for name in super::recover::names(dir)? {
         let path = dir.join(name);
         if path != record {
-            remove_tree(&path)?;
+            delete(&path)?;
         }
     }
-    remove_tree(dir)
+    delete(dir)
 }
 
-/// Removes a directory or file of ours with all that is in it. Success when it is not there. Never goes through
+/// Removes a directory of ours with all that is in it. Success when it is not there. Never goes through
 /// a mount, beneath which other people's files are.
 pub(super) fn remove_tree(path: &Path) -> Result<()> {
+    nothing_mounted(path)?;
+    delete(path)
+}
+
+fn nothing_mounted(path: &Path) -> Result<()> {
     let mounts =
         std::fs::read_to_string("/proc/self/mountinfo").map_err(Error::doing("reading the mounts"))?;
     let beneath = |line: &&str| line.split(' ').nth(4).is_some_and(|at| Path::new(at).starts_with(path));
-    if let Some(mount) = mounts.lines().find(beneath).and_then(|line| line.split(' ').nth(4)) {
-        return Err(Error::Precondition(format!(
+    match mounts.lines().find(beneath).and_then(|line| line.split(' ').nth(4)) {
+        None => Ok(()),
+        Some(mount) => Err(Error::Precondition(format!(
             "{} cannot be removed: {mount} is still mounted",
             path.display()
-        )));
+        ))),
     }
-    let removed = std::fs::remove_dir_all(path).or_else(|error| match error.kind() {
-        // Damaged: something else is in its place.
-        std::io::ErrorKind::NotADirectory => std::fs::remove_file(path),
-        _ => Err(error),
-    });
-    match removed {
+}
+
+/// Deletes a file or a directory in which nothing is mounted.
+fn delete(path: &Path) -> Result<()> {
+    let deleted = match path.symlink_metadata() {
+        Ok(metadata) if !metadata.is_dir() => std::fs::remove_file(path),
+        _ => std::fs::remove_dir_all(path),
+    };
+    match deleted {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::failed(format!("removing {}", path.display()), &error)),

@@ -6,13 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use podhold_proto::cri::{Container, ContainerState, PodSandbox, PodSandboxState};
+use podhold_proto::cri::{Container, ContainerState, ContainerStatus, PodSandbox, PodSandboxState};
 use tokio::time::{Duration, Instant, interval};
 use tonic::{Code, Status};
 
 use super::{
     Outcome, PATIENCE, Verb,
-    stage::{Stage, pulled},
+    stage::{SHARES, Stage, pulled},
 };
 use crate::rig::Rig;
 
@@ -21,6 +21,8 @@ struct Seen {
     pods: Vec<PodSandbox>,
     containers: Vec<Container>,
     image: bool,
+    /// CPU shares, where a container is updated.
+    shares: Option<i64>,
 }
 
 /// Looks at what was left, calls the verb again, uses the object, removes everything.
@@ -72,7 +74,20 @@ async fn look(rig: &Rig, verb: Verb, faults: &mut Vec<String>) -> Seen {
         Vec::new()
     });
     let image = verb == Verb::Pull && images.iter().any(|image| image.repo_tags.contains(&pulled()));
-    Seen { pods, containers, image }
+    let updated = matches!(verb, Verb::UpdateCreated | Verb::UpdateRunning);
+    let mut shares = None;
+    for container in containers.iter().filter(|_| updated) {
+        match cri.status(&container.id).await {
+            Ok(status) => shares = Some(linux_shares(&status)),
+            Err(status) => said("status", status),
+        }
+    }
+    Seen { pods, containers, image, shares }
+}
+
+fn linux_shares(status: &ContainerStatus) -> i64 {
+    let linux = status.resources.as_ref().and_then(|resources| resources.linux.as_ref());
+    linux.map_or(0, |linux| linux.cpu_shares)
 }
 
 /// How far the verb has come.
@@ -88,11 +103,14 @@ fn outcome(verb: Verb, seen: &Seen) -> Outcome {
     let created = Some(ContainerState::ContainerCreated);
     let running = Some(ContainerState::ContainerRunning);
     let exited = Some(ContainerState::ContainerExited);
+    let updated = seen.shares == Some(SHARES);
     match verb {
         Verb::RunPod | Verb::RunUserPod | Verb::RunPlacedPod => pick(pod == ready, pod.is_none()),
         Verb::Create | Verb::CreateWithVolume | Verb::CreateInUserPod => {
             pick(container == created, container.is_none())
         }
+        Verb::UpdateCreated => pick(container == created && updated, container == created),
+        Verb::UpdateRunning => pick(container == running && updated, container == running),
         Verb::Start => pick(container == running, container == created),
         Verb::Stop | Verb::StopByForce => pick(container == exited, container == running),
         Verb::Remove | Verb::RemoveWithVolume => pick(container.is_none(), container == running),
@@ -216,7 +234,11 @@ async fn go_on(rig: &Rig, verb: Verb, stage: &Stage, now: &Seen) -> Result<(), S
             cri.start(&container).await.map_err(failed("start the container"))?;
             exec(rig, &container).await
         }
-        Verb::Start => exec(rig, &stage.container).await,
+        Verb::UpdateCreated => {
+            cri.start(&stage.container).await.map_err(failed("start the container"))?;
+            exec(rig, &stage.container).await
+        }
+        Verb::Start | Verb::UpdateRunning => exec(rig, &stage.container).await,
         Verb::Remove | Verb::RemoveEnded | Verb::RemoveWithVolume => {
             // Its name is free again.
             let run = cri.run(&stage.pod, &stage.pod_config, &stage.container_config).await;

@@ -28,6 +28,10 @@ pub enum Verb {
     CreateWithVolume,
     /// CreateContainer in a pod with users of its own.
     CreateInUserPod,
+    /// UpdateContainerResources before the start.
+    UpdateCreated,
+    /// UpdateContainerResources of one that runs.
+    UpdateRunning,
     /// StartContainer.
     Start,
     /// StopContainer of one that heeds its signal.
@@ -55,13 +59,15 @@ pub enum Verb {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::RunPod,
         Self::RunUserPod,
         Self::RunPlacedPod,
         Self::Create,
         Self::CreateWithVolume,
         Self::CreateInUserPod,
+        Self::UpdateCreated,
+        Self::UpdateRunning,
         Self::Start,
         Self::Stop,
         Self::StopByForce,
@@ -97,6 +103,8 @@ impl fmt::Display for Verb {
             Self::Create => "CreateContainer",
             Self::CreateWithVolume => "CreateContainer, image volume",
             Self::CreateInUserPod => "CreateContainer, own users",
+            Self::UpdateCreated => "UpdateContainerResources, created",
+            Self::UpdateRunning => "UpdateContainerResources, running",
             Self::Start => "StartContainer",
             Self::Stop => "StopContainer",
             Self::StopByForce => "StopContainer, by force",
@@ -121,6 +129,9 @@ pub(super) struct Stage {
     pub(super) pod: String,
     pub(super) container: String,
 }
+
+/// The CPU shares of a container that was updated.
+pub(super) const SHARES: i64 = 200;
 
 /// The image that is pulled: several layers, three compressions.
 pub(super) fn pulled() -> String {
@@ -170,7 +181,7 @@ impl Stage {
             return Ok(());
         }
         self.container = cri.create(&self.pod, &self.pod_config, &self.container_config).await?;
-        if verb == Verb::Start {
+        if matches!(verb, Verb::Start | Verb::UpdateCreated) {
             return Ok(());
         }
         cri.start(&self.container).await?;
@@ -190,6 +201,7 @@ impl Stage {
             Verb::Create | Verb::CreateWithVolume | Verb::CreateInUserPod => {
                 cri.create(&self.pod, &self.pod_config, &self.container_config).await.map(drop)
             }
+            Verb::UpdateCreated | Verb::UpdateRunning => cri.update_shares(&self.container, SHARES).await,
             Verb::Start => cri.start(&self.container).await,
             Verb::Stop => cri.stop(&self.container, 30).await,
             Verb::StopByForce => cri.stop(&self.container, 0).await,

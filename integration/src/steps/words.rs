@@ -40,7 +40,7 @@ fn cgroup(rest: &str) -> String {
     if after.peek().is_none() {
         return "cgroup PARENT".to_owned();
     }
-    let words: Vec<String> = after.map(|part| cgroup_part(part)).collect();
+    let words: Vec<String> = after.map(cgroup_part).collect();
     format!("cgroup {}", name_ids(words))
 }
 

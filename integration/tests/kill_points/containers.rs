@@ -10,8 +10,15 @@ async fn a_container_that_is_created_while_the_daemon_dies_is_whole_or_gone() {
 }
 
 #[tokio::test]
-async fn a_container_that_is_started_or_stopped_while_the_daemon_dies_is_told_as_it_is() {
-    kill_at_every_step_of(&[Verb::Start, Verb::Stop, Verb::StopByForce]).await;
+async fn a_container_that_is_updated_started_or_stopped_while_the_daemon_dies_is_told_as_it_is() {
+    kill_at_every_step_of(&[
+        Verb::UpdateCreated,
+        Verb::UpdateRunning,
+        Verb::Start,
+        Verb::Stop,
+        Verb::StopByForce,
+    ])
+    .await;
 }
 
 #[tokio::test]
