@@ -14,7 +14,7 @@ use std::{
 };
 
 use podhold_proto::shim::{
-    Answer, Request, answer::Body, event::What, reply::Result as Outcome, request::Call,
+    Answer, KillExec, Request, answer::Body, event::What, reply::Result as Outcome, request::Call,
 };
 use tokio::{
     io::Interest,
@@ -26,7 +26,7 @@ use super::convert;
 use crate::{
     PodId,
     launch::{ExecEnd, LaunchError, PodEvent},
-    wire::{Inbox, Outbox, Received},
+    wire::{Inbox, Outbox, Received, is_out_of_descriptors},
 };
 
 /// How an exec ended; `None` while it runs.
@@ -189,7 +189,7 @@ impl Task {
                             Received::End => Err(io::ErrorKind::UnexpectedEof.into()),
                             Received::Some => Ok(true),
                         })?;
-                        self.take(&mut inbox)?;
+                        self.take(&mut inbox, &mut outbox)?;
                     }
                 }
             }
@@ -214,12 +214,19 @@ impl Task {
         }
     }
 
-    fn take(&self, inbox: &mut Inbox) -> io::Result<()> {
+    fn take(&self, inbox: &mut Inbox, outbox: &mut Outbox) -> io::Result<()> {
         while let Some(answer) = inbox.next::<Answer>()? {
-            let files: Vec<OwnedFd> = inbox.files(answer.fds)?.into();
+            let files = match inbox.files(answer.fds) {
+                Err(error) if !is_out_of_descriptors(&error) => return Err(error),
+                files => files,
+            };
             match answer.body {
                 Some(Body::Reply(reply)) => {
                     let outcome = convert::outcome(&self.pod, reply.result);
+                    let (outcome, files) = match files {
+                        Ok(files) => (outcome, files.into()),
+                        Err(error) => (Err(self.without_files(outcome, error, outbox)), Vec::new()),
+                    };
                     let mut state = self.table.lock();
                     let waiting = state.replies.remove(&reply.id);
                     if let Ok(Outcome::Exec(exec)) = &outcome {
@@ -236,6 +243,22 @@ impl Task {
             }
         }
         Ok(())
+    }
+
+    /// The error in place of an answer whose files had no room in this process. What was begun is ended.
+    fn without_files(
+        &self,
+        outcome: Result<Outcome, LaunchError>,
+        source: io::Error,
+        outbox: &mut Outbox,
+    ) -> LaunchError {
+        if let Ok(Outcome::Exec(exec)) = outcome {
+            // Its answer has no number that anybody waits for.
+            let call = Some(Call::KillExec(KillExec { exec: exec.exec }));
+            let _unsent = outbox.push(&Request { id: 0, fds: 0, call }, Vec::new());
+        }
+        let operation = format!("take the files of an answer of the shim of pod {}", self.pod);
+        LaunchError::Io { operation, source }
     }
 
     fn event(&self, what: Option<What>) -> io::Result<()> {

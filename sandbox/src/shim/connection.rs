@@ -8,8 +8,8 @@ use podhold_proto::shim::{
 };
 use rustix::event::PollFlags;
 
-use super::{ReplyTo, Shim};
-use crate::wire::{Inbox, Outbox, Received};
+use super::{ACCEPT_PAUSE, ReplyTo, Shim};
+use crate::wire::{Inbox, Outbox, Received, is_out_of_descriptors};
 
 /// A daemon that leaves more than this unread is cut off; it dials again and asks for a list.
 const MAX_UNREAD: usize = 8 << 20;
@@ -30,12 +30,33 @@ impl Connection {
 }
 
 impl Shim {
-    /// The newest connection replaces the one before.
+    /// The newest connection replaces the one before. At the limit of open files it takes the place of a
+    /// file that is kept for this, so that a daemon that comes back is always let in.
     pub(super) fn accept(&mut self) {
-        while let Ok((socket, _)) = self.listener.accept() {
-            self.generation += 1;
-            let (inbox, outbox) = Default::default();
-            self.connection = Some(Connection { socket, inbox, outbox, greeted: false });
+        loop {
+            match self.listener.accept() {
+                Ok((socket, _)) => {
+                    self.generation += 1;
+                    let (inbox, outbox) = Default::default();
+                    self.connection = Some(Connection { socket, inbox, outbox, greeted: false });
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(_) if self.spare.take().is_some() => {}
+                Err(error) => {
+                    eprintln!("podhold-shim: pod {}: the daemon cannot be let in: {error}", self.pod);
+                    // Nothing tells when there is room again.
+                    self.deaf_until = Some(std::time::Instant::now() + ACCEPT_PAUSE);
+                    break;
+                }
+            }
+        }
+        self.keep_spare();
+    }
+
+    /// Opens the file that is kept for [`accept`](Self::accept).
+    pub(super) fn keep_spare(&mut self) {
+        if self.spare.is_none() {
+            self.spare = std::fs::File::open("/dev/null").ok();
         }
     }
 
@@ -50,13 +71,21 @@ impl Shim {
             };
             let next = connection.inbox.next::<Request>().and_then(|request| {
                 let Some(request) = request else { return Ok(None) };
-                let files = connection.inbox.files(request.fds)?;
-                Ok(Some((request, files)))
+                match connection.inbox.files(request.fds) {
+                    Err(error) if !is_out_of_descriptors(&error) => Err(error),
+                    files => Ok(Some((request, files))),
+                }
             });
             match next {
                 Ok(Some((request, files))) => {
                     let to = ReplyTo { generation, id: request.id };
-                    self.request(to, request, files.into());
+                    match files {
+                        Ok(files) => self.request(to, request, files.into()),
+                        Err(error) => {
+                            let operation = "take the files of a request: the shim's open files are at their limit";
+                            self.reply(to, io_failure(operation, &error));
+                        }
+                    }
                 }
                 Ok(None) => break,
                 Err(error) => {

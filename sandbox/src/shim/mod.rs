@@ -19,6 +19,7 @@ mod device_directory;
 mod exec;
 mod exec_session;
 mod fanout;
+mod log_file;
 mod logger;
 mod overmount;
 mod pause;
@@ -59,6 +60,8 @@ use crate::{ContainerId, Layout, PodId, sys};
 const UNUSED: Duration = Duration::from_secs(60);
 /// How often what waits for the kernel (an emptied cgroup) is tried again.
 const RETRY: Duration = Duration::from_millis(5);
+/// How long to wait when no connection can be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Least chosen by the kernel when memory is short, short of "never".
 const OOM_SCORE: &str = "-999";
 
@@ -143,6 +146,8 @@ fn set_up(layout: Layout, pod: PodId, listener: UnixListener) -> Result<Shim, Sh
         closing: None,
         done: false,
         idle_since: Instant::now(),
+        spare: std::fs::File::open("/dev/null").ok(),
+        deaf_until: None,
     })
 }
 
@@ -169,6 +174,10 @@ struct Shim {
     closing: Option<Closing>,
     done: bool,
     idle_since: Instant,
+    /// Given up for a daemon's connection when no more files can be opened.
+    spare: Option<std::fs::File>,
+    /// No connection could be accepted; not looked at until this time.
+    deaf_until: Option<Instant>,
 }
 
 /// What holds the pod, once it is open.
@@ -223,8 +232,8 @@ impl Shim {
 
     fn wait(&self) -> io::Result<Vec<Source>> {
         let mut sources = vec![Source::Signals, Source::Listener];
-        let mut fds =
-            vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        let listen = if self.deaf_until.is_some() { PollFlags::empty() } else { PollFlags::IN };
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listener, listen)];
         if let Some(connection) = &self.connection {
             sources.push(Source::Connection);
             fds.push(PollFd::new(&connection.socket, connection.interest()));
@@ -255,6 +264,12 @@ impl Shim {
         let left = left.and_then(|left| rustix::event::Timespec::try_from(left).ok());
         match poll(&mut fds, left.as_ref()) {
             Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
+            // Of the kernel's memory, for a moment: the pod must not end of it.
+            Err(rustix::io::Errno::NOMEM | rustix::io::Errno::AGAIN) => {
+                let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+                let _passed = poll(&mut [], Some(&pause));
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(error.into()),
             Ok(_) => {}
         }
@@ -283,13 +298,16 @@ impl Shim {
         let execs = self.execs.values().filter_map(ExecSession::deadline);
         let closing = self.closing.as_ref().map(Closing::deadline);
         let unused = self.holder.is_none().then(|| self.idle_since + UNUSED);
-        containers.chain(execs).chain(closing).chain(unused).min()
+        containers.chain(execs).chain(closing).chain(unused).chain(self.deaf_until).min()
     }
 
     /// Does what has become due.
     fn expire(&mut self, now: Instant) {
         if self.holder.is_none() && now >= self.idle_since + UNUSED {
             self.done = true;
+        }
+        if self.deaf_until.is_some_and(|until| now >= until) {
+            self.deaf_until = None;
         }
         let due: Vec<ContainerId> = self
             .containers
@@ -321,6 +339,7 @@ impl Shim {
         {
             self.early.clear();
         }
+        self.keep_spare();
         self.flush();
     }
 
