@@ -12,6 +12,9 @@ const UNLIMITED: u64 = u64::MAX;
 /// Left at least to everything but streaming, as far as that is not more than half.
 const RESERVE: u64 = 256;
 
+/// More clients than this no CRI socket has.
+const MOST_CLIENTS: usize = 4096;
+
 static STARTED_WITH: OnceLock<Limit> = OnceLock::new();
 
 /// A limit on open files.
@@ -45,6 +48,15 @@ pub fn for_streaming() -> usize {
     usize::try_from(share(now().soft)).unwrap_or(usize::MAX)
 }
 
+/// How many clients the CRI socket may have at a time: half of what streaming leaves.
+pub fn for_clients() -> usize {
+    usize::try_from(clients(now().soft)).unwrap_or(usize::MAX).clamp(1, MOST_CLIENTS)
+}
+
+fn clients(limit: u64) -> u64 {
+    (limit - share(limit)) / 2
+}
+
 fn share(limit: u64) -> u64 {
     limit - (limit / 4).max(RESERVE).min(limit / 2)
 }
@@ -62,5 +74,6 @@ mod tests {
     fn streaming_leaves_a_quarter_and_never_takes_nothing() {
         let shares = [64, 512, 1024, 4096, 524_288].map(share);
         assert_eq!(shares, [32, 256, 768, 3072, 393_216]);
+        assert_eq!([64, 512, 1024].map(clients), [16, 128, 128]);
     }
 }

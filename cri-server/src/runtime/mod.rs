@@ -19,10 +19,12 @@ mod pod_resources;
 mod prepare;
 mod propagation;
 mod recover;
+mod room;
 pub mod session;
 mod stats;
 mod stop;
 mod teardown;
+mod upkeep;
 mod users;
 mod volumes;
 mod watch;
@@ -50,6 +52,7 @@ pub use self::{
     exec::ExecOutput,
     image::credentials,
     metrics::{ContainerReading, Disk, PodReading, Reading},
+    room::Room,
     stats::{ContainerUsage, PodUsage},
 };
 use crate::{
@@ -86,6 +89,10 @@ pub struct Runtime {
     usage: stats::Memory,
     /// Held by who writes or removes the status files of containers; by threads that may block only.
     status_files: std::sync::Mutex<()>,
+    /// What the state directory's disk has not taken yet.
+    undone: upkeep::Undone,
+    /// What was last found of that disk.
+    last_room: std::sync::Mutex<Room>,
     /// Held as long as the daemon lives, so that no second one works on the same state.
     _locks: [std::fs::File; 2],
 }
@@ -137,9 +144,14 @@ impl Runtime {
             under_way: UnderWay::default(),
             usage: stats::Memory::default(),
             status_files: std::sync::Mutex::default(),
+            undone: upkeep::Undone::default(),
+            last_room: std::sync::Mutex::new(Room::Enough),
             _locks: locks,
         });
+        // Said at once, since what follows may fail of it.
+        let _said = runtime.room().await;
         runtime.recover().await?;
+        runtime.look_after();
         Ok(runtime)
     }
 
@@ -221,10 +233,12 @@ fn make_directories(layout: &Layout) -> Result<[std::fs::File; 2]> {
 }
 
 fn lock(path: &Path) -> Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // For reading, which a disk that is read-only lets one do.
     let file = std::fs::File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
+        .read(true)
+        .custom_flags(libc::O_CREAT)
+        .mode(0o600)
         .open(path)
         .map_err(Error::doing(format!("opening {}", path.display())))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {

@@ -32,7 +32,7 @@ impl Runtime {
             warn!(pod = %id, %error, "shim not closed; its processes are killed");
             self.kill_leftovers(record).await?;
         }
-        network?;
+        self.undone.network(id, network)?;
         let path = self.layout.netns(id);
         blocking("network namespace", move || netns::remove(&path).map_err(Error::doing("network namespace")))
             .await
@@ -81,8 +81,35 @@ impl Runtime {
             for cgroup in owned {
                 cgroups.prune(&cgroup)?;
             }
-            remove_tree(&layout.pod_run(&record.id))?;
-            remove_tree(&layout.pod_state(&record.id))
+            remove_tree(&layout.pod_run(&record.id))
+        })
+        .await?;
+        let cleared = self.clear_pod(id).await;
+        self.undone.pod(id, cleared)
+    }
+
+    /// Deletes what the state directory has of a pod that is gone.
+    pub(super) async fn clear_pod(&self, id: &PodId) -> Result<()> {
+        let path = self.layout.pod_state(id);
+        blocking("pod", move || remove_tree(&path)).await
+    }
+
+    /// Deletes what the state directory has of a container that is gone.
+    pub(super) async fn clear_container(
+        self: &Arc<Self>,
+        pod: &PodId,
+        id: &ContainerId,
+        volumes: &[usize],
+    ) -> Result<()> {
+        let (runtime, pod, id, volumes) = (Arc::clone(self), pod.clone(), id.clone(), volumes.to_owned());
+        blocking("container", move || {
+            let snapshots = runtime.images.snapshots();
+            let place =
+                Place { layout: &runtime.layout, snapshots: snapshots.as_ref(), pod: &pod, container: &id };
+            place.forget(volumes)?;
+            snapshots.remove(id.as_str()).map_err(Error::doing("container root"))?;
+            let _no_writer = runtime.status_files.lock().expect("no code panics while it holds this");
+            remove_tree(&runtime.layout.container_state(&pod, &id))
         })
         .await
     }
@@ -95,7 +122,9 @@ impl Runtime {
         let heir = pods.iter().find(|pod| pod.record.id != record.id && pod.record.cgroup == record.cgroup);
         if let Some(heir) = heir {
             let inherited = PodRecord { owned_cgroup: Some(top.clone()), ..(*heir.record).clone() };
-            self.keep_pod(&inherited).await?;
+            // Removing must not need a disk that can be written: it is known here, and written later.
+            let kept = self.keep_pod(&inherited).await;
+            self.undone.record(&inherited.id, kept)?;
             self.store.change_pod(&inherited.id.clone(), |pod| pod.record = Arc::new(inherited));
             return Ok(Vec::new());
         }
@@ -121,23 +150,24 @@ impl Runtime {
         let cgroups = self.cgroups.clone();
         let snapshots = self.images.snapshots();
         let cgroup = record.cgroup.clone();
-        let volumes: Vec<usize> = record.volumes.keys().copied().collect();
-        let runtime = Arc::clone(self);
-        blocking("container", move || {
+        let mut volumes: Vec<usize> = record.volumes.keys().copied().collect();
+        let (of, of_pod) = (id.clone(), pod.clone());
+        let mounted = blocking("container", move || {
             if cgroups.exists(&cgroup) {
                 cgroups.kill(&cgroup)?;
                 cgroups.remove(&cgroup)?;
             }
             let snapshots = snapshots.as_ref();
-            Place { layout: &layout, snapshots, pod: &pod, container: &id }.undo(volumes)?;
+            let mounted = Place { layout: &layout, snapshots, pod: &pod, container: &id }.unmount()?;
             let rootfs = layout.rootfs(&pod, &id);
             snapshots.unmount(&rootfs).map_err(Error::doing("container root"))?;
-            snapshots.remove(id.as_str()).map_err(Error::doing("container root"))?;
             remove_tree(&layout.bundle(&pod, &id))?;
-            let _no_writer = runtime.status_files.lock().expect("no code panics while it holds this");
-            remove_tree(&layout.container_state(&pod, &id))
+            Ok(mounted)
         })
-        .await
+        .await?;
+        volumes.extend(mounted);
+        let cleared = self.clear_container(&of_pod, &of, &volumes).await;
+        self.undone.container(&of_pod, &of, &volumes, cleared)
     }
 
     /// Forgets what is kept in memory of a container.
@@ -151,7 +181,8 @@ impl Runtime {
 fn drop_strays(layout: &Layout, pod: &PodId, snapshots: &dyn Snapshots) -> Result<()> {
     for name in super::recover::names(&layout.pod_run(pod).join("containers"))? {
         let Ok(id) = ContainerId::parse(&name) else { continue };
-        Place { layout, snapshots, pod, container: &id }.undo([])?;
+        let place = Place { layout, snapshots, pod, container: &id };
+        place.forget(place.unmount()?)?;
         snapshots.unmount(&layout.rootfs(pod, &id)).map_err(Error::doing("container root"))?;
         snapshots.remove(id.as_str()).map_err(Error::doing("container root"))?;
     }

@@ -84,7 +84,8 @@ impl Runtime {
             let path = runtime.layout.container_status(&container.record.pod, &id);
             let status = ContainerStatusRecord { resources: container.resources, started_at, ended };
             if let Err(error) = record::write(&path, &status) {
-                warn!(container = %id, %error, "status not kept");
+                let again = runtime.undone.status(&id, &crate::error::chain(&error));
+                warn!(container = %id, %error, again, "status not kept");
             }
         });
     }

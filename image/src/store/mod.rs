@@ -165,7 +165,9 @@ impl Store {
         let mut records: Vec<ImageRecord> = Vec::new();
         for path in record::children(&self.records)? {
             if path.extension().is_none_or(|extension| extension != "json") {
-                record::delete(&path)?;
+                if let Err(error) = record::delete(&path) {
+                    tracing::warn!(path = %path.display(), %error, "half-written record not deleted");
+                }
                 continue;
             }
             match record::read::<ImageRecord>(&path).and_then(|record| self.check(&path, record)) {
@@ -365,7 +367,8 @@ fn internal(reason: String) -> ImageError {
 
 fn lock(dir: &Path) -> Result<fs::File, ImageError> {
     let path = dir.join("lock");
-    let opened = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    // For reading, which a disk that is read-only lets one do.
+    let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_CREAT).mode(0o600).open(&path);
     let file = opened.map_err(ImageError::io(format!("open {}", path.display())))?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
         let operation = format!("lock {}: another process uses this image directory", path.display());

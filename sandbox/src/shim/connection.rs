@@ -43,7 +43,7 @@ impl Shim {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                 Err(_) if self.spare.take().is_some() => {}
                 Err(error) => {
-                    eprintln!("podhold-shim: pod {}: the daemon cannot be let in: {error}", self.pod);
+                    self.say(&format!("the daemon cannot be let in: {error}"));
                     // Nothing tells when there is room again.
                     self.deaf_until = Some(std::time::Instant::now() + ACCEPT_PAUSE);
                     break;
@@ -89,7 +89,7 @@ impl Shim {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    eprintln!("podhold-shim: pod {}: the daemon's frames: {error}", self.pod);
+                    self.say(&format!("the daemon's frames: {error}"));
                     self.connection = None;
                     return;
                 }

@@ -343,6 +343,14 @@ impl Shim {
         self.flush();
     }
 
+    /// Says something in the pod's `shim.log`. On a full disk it is lost; the macros for this would panic.
+    fn say(&self, words: &str) {
+        let _unsaid = io::Write::write_fmt(
+            &mut io::stderr(),
+            format_args!("podhold-shim: pod {}: {words}\n", self.pod),
+        );
+    }
+
     fn bundle(&self, id: &ContainerId) -> PathBuf {
         self.layout.bundle(&self.pod, id)
     }
