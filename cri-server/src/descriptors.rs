@@ -3,7 +3,10 @@
 //! The daemon and its shims take all that the host allows them. Containers get what the daemon was started
 //! with: programs that use select(2), or close every number there could be, suffer from a high soft limit.
 
-use std::sync::OnceLock;
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::OnceLock,
+};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -12,6 +15,8 @@ const UNLIMITED: u64 = u64::MAX;
 /// Left at least to everything but streaming, as far as that is not more than half.
 const RESERVE: u64 = 256;
 
+/// What making or undoing a pod opens at the same time, and some more.
+const ROOM: usize = 32;
 /// More clients than this no CRI socket has.
 const MOST_CLIENTS: usize = 4096;
 
@@ -46,6 +51,15 @@ pub fn started_with() -> Limit {
 /// How many files streaming clients may take, all of them together.
 pub fn for_streaming() -> usize {
     usize::try_from(share(now().soft)).unwrap_or(usize::MAX)
+}
+
+/// Whether there is room for a new pod, container or pull, and for undoing it: what is begun without may be
+/// left half made.
+pub fn has_room() -> std::io::Result<()> {
+    let stderr = std::io::stderr();
+    let open = |_| stderr.as_fd().try_clone_to_owned();
+    let places: std::io::Result<Vec<OwnedFd>> = (0..ROOM).map(open).collect();
+    places.map(drop)
 }
 
 /// How many clients the CRI socket may have at a time: half of what streaming leaves.

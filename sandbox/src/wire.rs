@@ -82,7 +82,9 @@ impl Inbox {
         if cut || !came.is_empty() {
             self.files.push_back((!cut).then_some(came));
         }
-        if self.files.iter().flatten().map(Vec::len).sum::<usize>() > MAX_FILES || self.files.len() > MAX_FILES {
+        if self.files.iter().flatten().map(Vec::len).sum::<usize>() > MAX_FILES
+            || self.files.len() > MAX_FILES
+        {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "too many files beside the frames"));
         }
         if got.bytes == 0 {

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::Stream;
@@ -19,10 +19,12 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tonic::transport::server::Connected;
-use tracing::{info, warn};
+use tracing::warn;
 
 /// How long to wait when no connection can be accepted (no descriptors left); the kernel tells no end of it.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long trouble is not told of again.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// A client.
 #[derive(Debug)]
@@ -36,41 +38,54 @@ pub(super) fn connections(
     socket: UnixListener,
     most: usize,
 ) -> impl Stream<Item = io::Result<Connection>> + Send {
-    let places = Arc::new(Semaphore::new(most));
-    futures::stream::unfold((socket, places), |(socket, places)| async {
-        let place = place(&places).await?;
-        let stream = next(&socket).await;
-        Some((Ok(Connection { stream, _place: place }), (socket, places)))
+    let door = Door { socket, places: Arc::new(Semaphore::new(most)), said: None };
+    futures::stream::unfold(door, |mut door| async {
+        let place = door.place().await?;
+        let stream = door.next().await;
+        Some((Ok(Connection { stream, _place: place }), door))
     })
 }
 
-/// `None` when the places are closed, which nobody does.
-async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    if let Ok(place) = Arc::clone(places).try_acquire_owned() {
-        return Some(place);
-    }
-    warn!("all connections of the CRI socket are taken; the next client waits until one is closed");
-    Arc::clone(places).acquire_owned().await.ok()
+struct Door {
+    socket: UnixListener,
+    places: Arc<Semaphore>,
+    /// When trouble was last told of.
+    said: Option<Instant>,
 }
 
-async fn next(socket: &UnixListener) -> UnixStream {
-    let mut told = false;
-    loop {
-        match socket.accept().await {
-            Ok((stream, _)) => {
-                if told {
-                    info!("CRI connections are accepted again");
+impl Door {
+    /// `None` when the places are closed, which nobody does.
+    async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            return Some(place);
+        }
+        if self.is_news() {
+            warn!("all connections of the CRI socket are taken; the next client waits until one is closed");
+        }
+        Arc::clone(&self.places).acquire_owned().await.ok()
+    }
+
+    async fn next(&mut self) -> UnixStream {
+        loop {
+            match self.socket.accept().await {
+                Ok((stream, _)) => return stream,
+                Err(error) => {
+                    if self.is_news() {
+                        warn!(%error, "a CRI connection cannot be accepted; tried until it can");
+                    }
+                    tokio::time::sleep(PAUSE).await;
                 }
-                return stream;
-            }
-            Err(error) => {
-                if !told {
-                    warn!(%error, "a CRI connection cannot be accepted; tried again until it can");
-                }
-                told = true;
-                tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+
+    /// Whether trouble has not been told of for a while.
+    fn is_news(&mut self) -> bool {
+        let news = self.said.is_none_or(|said| said.elapsed() > SAY_AGAIN);
+        if news {
+            self.said = Some(Instant::now());
+        }
+        news
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     flight::{guarded, to_its_end},
 };
 use crate::{
+    descriptors,
     error::{Error, Result},
     spec::{self, process, resources},
     state::{Container, ContainerEvent, ContainerPhase, Ended, Pod, PodPhase, Run},
@@ -29,6 +30,8 @@ impl Runtime {
         if container.phase.run().is_some() {
             return Ok(());
         }
+        // Before it is claimed: a start that fails is the container's end.
+        descriptors::has_room().map_err(Error::doing("a start"))?;
         let runtime = Arc::clone(self);
         self.under_way.start.join(id.clone(), || async move { runtime.launch(&id).await }).await
     }

@@ -9,6 +9,7 @@ use tracing::info;
 
 use super::Runtime;
 use crate::{
+    descriptors,
     error::{Error, Result, chain},
     exhausted,
 };
@@ -26,6 +27,7 @@ impl Runtime {
         }
         let reference =
             Reference::parse(name).map_err(|error| Error::invalid("image.image", error.to_string()))?;
+        descriptors::has_room().map_err(Error::doing("pull"))?;
         let begun = std::time::Instant::now();
         let pulled = self.images.pull(&reference, credentials, progress).await;
         let image = pulled.map_err(|error| {

@@ -63,7 +63,8 @@ fn look(directory: &Path) -> Room {
              there go on and can be stopped; look why in the kernel's log, and remount it writable"
         ));
     }
-    if found.f_bfree.saturating_mul(found.f_frsize) < LEAST {
+    // Of what is kept for root an ext4 uses some itself: it may be full before that is used up.
+    if found.f_bavail.saturating_mul(found.f_frsize) < LEAST {
         return Room::Full(format!("state_dir {directory}: no space left on its file system; free some"));
     }
     if found.f_files > 0 && found.f_ffree == 0 {

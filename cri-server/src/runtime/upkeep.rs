@@ -47,6 +47,20 @@ struct List {
     records: BTreeSet<PodId>,
     /// Containers whose status file says less than is known.
     statuses: BTreeSet<ContainerId>,
+    /// Could not be made, and could not be undone then either.
+    half_made_pods: BTreeSet<PodId>,
+    half_made_containers: BTreeSet<ContainerId>,
+    /// What has been said of the above: each is said once.
+    said: BTreeSet<String>,
+}
+
+impl List {
+    fn is_empty(&self) -> bool {
+        let Self { networks, pods, containers, records, statuses, .. } = self;
+        let pods_done = networks.is_empty() && pods.is_empty() && records.is_empty();
+        let containers_done = containers.is_empty() && statuses.is_empty();
+        pods_done && containers_done && self.half_made_pods.is_empty() && self.half_made_containers.is_empty()
+    }
 }
 
 impl Undone {
@@ -97,6 +111,21 @@ impl Undone {
         disk
     }
 
+    /// Puts a pod on the list that could be neither made nor undone since something was used up. Nobody was
+    /// told its id.
+    pub(super) fn half_made_pod(&self, id: &PodId, error: &Error) {
+        if exhausted::of(&error.to_string()).is_some() {
+            self.lock().half_made_pods.insert(id.clone());
+        }
+    }
+
+    /// The same for a container.
+    pub(super) fn half_made_container(&self, id: &ContainerId, error: &Error) {
+        if exhausted::of(&error.to_string()).is_some() {
+            self.lock().half_made_containers.insert(id.clone());
+        }
+    }
+
     fn unless(
         &self,
         result: Result<()>,
@@ -107,8 +136,12 @@ impl Undone {
     ) -> Result<()> {
         match result {
             Err(error) if mine(&error.to_string()) => {
-                warn!(id, %error, "{what} left on disk; done when the disk can be written");
-                remember(&mut self.lock());
+                let mut list = self.lock();
+                remember(&mut list);
+                if list.said.insert(format!("{what} {id}")) {
+                    drop(list);
+                    warn!(id, %error, "{what} left on disk; done when the disk can be written");
+                }
                 Ok(())
             }
             other => other,
@@ -147,7 +180,28 @@ impl Runtime {
 
     /// Tries once what is on the list; what cannot be done is on it again.
     async fn catch_up(self: &Arc<Self>) {
-        let List { networks, pods, containers, records, statuses } = std::mem::take(&mut *self.undone.lock());
+        let list = {
+            let mut list = self.undone.lock();
+            let said = std::mem::take(&mut list.said);
+            let taken = std::mem::take(&mut *list);
+            // Kept as long as anything is left.
+            list.said = if taken.is_empty() { BTreeSet::new() } else { said };
+            taken
+        };
+        if list.is_empty() {
+            return;
+        }
+        let List { networks, pods, containers, records, statuses, .. } = list;
+        for id in list.half_made_containers {
+            if let Err(error) = self.remove_container(id.as_str()).await {
+                self.undone.half_made_container(&id, &error);
+            }
+        }
+        for id in list.half_made_pods {
+            if let Err(error) = self.remove_pod(id.as_str()).await {
+                self.undone.half_made_pod(&id, &error);
+            }
+        }
         for id in statuses {
             self.keep_status(&id);
         }

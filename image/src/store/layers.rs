@@ -115,7 +115,8 @@ impl Layers {
             let number = path.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
             highest = highest.max(number.unwrap_or(0));
             trash
-.take_if_writable(&path).map_err(ImageError::io(format!("throw away {}", path.display())))?;
+                .take_if_writable(&path)
+                .map_err(ImageError::io(format!("throw away {}", path.display())))?;
         }
         for path in record::children(&layers)? {
             let number = path.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
@@ -128,7 +129,8 @@ impl Layers {
                 (_, read) => {
                     let reason = read.err().unwrap_or_else(|| "the same layer is there twice".to_owned());
                     trash
-.take_if_writable(&path).map_err(ImageError::io(format!("throw away {}", path.display())))?;
+                        .take_if_writable(&path)
+                        .map_err(ImageError::io(format!("throw away {}", path.display())))?;
                     damaged.push((path, format!("layer thrown away: {reason}")));
                 }
             }

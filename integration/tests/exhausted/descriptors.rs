@@ -78,9 +78,14 @@ async fn a_shim_without_descriptors_refuses_and_keeps_its_pod() {
     let stays = Bystander::start(&rig, "stays").await;
     let shim = process(&rig, "podhold-shim").await;
     let created = rig.cri().create(&stays.pod, &stays.config, &sleeper("new")).await.unwrap();
-    limit(&rig, &shim, 0).await;
     let words = ["Too many open files", "LimitNOFILE"];
     let command = ["echo", "well"];
+    // Not even the files of a request have room: that request alone fails.
+    limit(&rig, &shim, 0).await;
+    says(rig.cri().exec(&stays.ticker, &command).await, Code::ResourceExhausted, &words);
+    stays.goes_on(&rig).await;
+    // What room there is, is kept for what must always be possible.
+    limit(&rig, &shim, 12).await;
     says(rig.cri().exec(&stays.ticker, &command).await, Code::ResourceExhausted, &words);
     says(rig.cri().start(&created).await, Code::ResourceExhausted, &words);
     stays.goes_on(&rig).await;

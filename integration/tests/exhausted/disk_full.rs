@@ -1,6 +1,7 @@
 //! The state directory's disk has no byte, or no inode, left.
 
 use podhold_integration::{
+    daemon::Places,
     rig,
     rig::{REGISTRY, Rig},
 };
@@ -25,7 +26,7 @@ async fn leftovers(rig: &Rig, place: &Place, known: &[&str]) -> Vec<String> {
 #[tokio::test]
 async fn a_full_disk_stops_what_is_new_and_nothing_else() {
     let mut rig = rig!();
-    let place = Place::under(&mut rig, rig.places.state(), Kind::Disk(96)).await;
+    let place = Place::under(&mut rig, Places::state, Kind::Disk(96)).await;
     let (stays, goes) = (Bystander::start(&rig, "stays").await, Bystander::start(&rig, "goes").await);
     let known = [&stays.pod, &stays.ticker, &stays.catcher, &goes.pod, &goes.ticker, &goes.catcher];
     let known = known.map(String::as_str);
@@ -76,7 +77,7 @@ async fn a_full_disk_stops_what_is_new_and_nothing_else() {
 #[tokio::test]
 async fn a_disk_without_inodes_is_a_full_one() {
     let mut rig = rig!();
-    let place = Place::under(&mut rig, rig.places.state(), Kind::Inodes(400)).await;
+    let place = Place::under(&mut rig, Places::state, Kind::Inodes(400)).await;
     let stays = Bystander::start(&rig, "stays").await;
     let (config, container) = (rig.pod("new"), sleeper("new"));
     place.fill_inodes(&rig).await;

@@ -39,7 +39,8 @@ async fn a_full_log_disk_loses_whole_lines_and_says_how_many() {
     until("it writes", || async { entries(&rig, &path).await.len() > 100 }).await;
     place.fill(&rig).await;
     // Its last page takes some more.
-    let size = async || rig.machine.run_well(["stat", "-c", "%s", &path.display().to_string()]).await.unwrap();
+    let size =
+        async || rig.machine.run_well(["stat", "-c", "%s", &path.display().to_string()]).await.unwrap();
     until("the log stands still", || async {
         let before = size().await;
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;

@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use podhold_integration::{daemon::Daemon, rig::Rig};
+use podhold_integration::{
+    daemon::{Daemon, Places},
+    rig::Rig,
+};
 
 /// A file system that can be filled.
 pub(super) struct Place {
@@ -50,9 +53,9 @@ impl Place {
     }
 
     /// Lets the daemon use it in the place of its own directory.
-    pub(super) async fn under(rig: &mut Rig, directory: PathBuf, kind: Kind) -> Self {
+    pub(super) async fn under(rig: &mut Rig, which: fn(&Places) -> PathBuf, kind: Kind) -> Self {
         assert_eq!(rig.daemon.stop(&rig.machine).await.unwrap(), 0);
-        let place = Self::over(rig, directory, kind).await;
+        let place = Self::over(rig, which(&rig.places), kind).await;
         rig.daemon = Daemon::start(&rig.machine, &rig.places).await.unwrap();
         place
     }
@@ -75,8 +78,11 @@ impl Place {
     /// Makes files until there is no inode left.
     pub(super) async fn fill_inodes(&self, rig: &Rig) {
         let at = self.directory.display();
-        sh(rig, format!("mkdir {at}/filler; n=0; while (: > {at}/filler/$n) 2>/dev/null; do n=$((n+1)); done"))
-            .await;
+        sh(
+            rig,
+            format!("mkdir {at}/filler; n=0; while (: > {at}/filler/$n) 2>/dev/null; do n=$((n+1)); done"),
+        )
+        .await;
     }
 
     /// Gives back what [`fill`](Self::fill) took.
@@ -97,7 +103,8 @@ impl Place {
 
     /// Takes it away; the daemon has its own directory again, as it was.
     pub(super) async fn leave(self, rig: &mut Rig) {
-        assert_eq!(rig.daemon.stop(&rig.machine).await.unwrap(), 0);
+        // One that ends well removes the cgroup of all pods, which was there before the test.
+        rig.daemon.kill(&rig.machine).await.unwrap();
         sh(rig, format!("umount {}", self.directory.display())).await;
         rig.daemon = Daemon::start(&rig.machine, &rig.places).await.unwrap();
     }

@@ -1,6 +1,6 @@
 //! The state directory's disk takes no change: remounted by an administrator, or by the kernel after an error.
 
-use podhold_integration::rig;
+use podhold_integration::{daemon::Places, rig};
 use podhold_proto::cri::PodSandboxState;
 use tonic::Code;
 
@@ -13,7 +13,7 @@ use super::{
 #[tokio::test]
 async fn a_read_only_disk_lets_pods_be_stopped_and_removed() {
     let mut rig = rig!();
-    let place = Place::under(&mut rig, rig.places.state(), Kind::Disk(96)).await;
+    let place = Place::under(&mut rig, Places::state, Kind::Disk(96)).await;
     let (stays, goes) = (Bystander::start(&rig, "stays").await, Bystander::start(&rig, "goes").await);
     let state = place.path().display().to_string();
     let config = rig.pod("new");

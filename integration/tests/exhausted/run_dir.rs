@@ -1,6 +1,6 @@
 //! The run directory, a tmpfs on every host, is full.
 
-use podhold_integration::rig;
+use podhold_integration::{daemon::Places, rig};
 use tonic::Code;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
 #[tokio::test]
 async fn an_exit_is_told_though_it_cannot_be_recorded() {
     let mut rig = rig!();
-    let place = Place::under(&mut rig, rig.places.run(), Kind::Memory(2048)).await;
+    let place = Place::under(&mut rig, Places::run, Kind::Memory(2048)).await;
     let stays = Bystander::start(&rig, "stays").await;
     let run = place.path().display().to_string();
     place.fill(&rig).await;

@@ -14,6 +14,9 @@ use crate::wire::{Inbox, Outbox, Received, is_out_of_descriptors};
 /// A daemon that leaves more than this unread is cut off; it dials again and asks for a list.
 const MAX_UNREAD: usize = 8 << 20;
 
+/// Descriptors that must be free before something new is begun; a start keeps half of them for a while.
+const ROOM: usize = 16;
+
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) socket: UnixStream,
@@ -30,8 +33,7 @@ impl Connection {
 }
 
 impl Shim {
-    /// The newest connection replaces the one before. At the limit of open files it takes the place of a
-    /// file that is kept for this, so that a daemon that comes back is always let in.
+    /// The newest connection replaces the one before.
     pub(super) fn accept(&mut self) {
         loop {
             match self.listener.accept() {
@@ -40,24 +42,23 @@ impl Shim {
                     let (inbox, outbox) = Default::default();
                     self.connection = Some(Connection { socket, inbox, outbox, greeted: false });
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                Err(_) if self.spare.take().is_some() => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     self.say(&format!("the daemon cannot be let in: {error}"));
                     // Nothing tells when there is room again.
                     self.deaf_until = Some(std::time::Instant::now() + ACCEPT_PAUSE);
-                    break;
+                    return;
                 }
             }
         }
-        self.keep_spare();
     }
 
-    /// Opens the file that is kept for [`accept`](Self::accept).
-    pub(super) fn keep_spare(&mut self) {
-        if self.spare.is_none() {
-            self.spare = std::fs::File::open("/dev/null").ok();
-        }
+    /// Whether there is room for what new work opens, and beyond it for what must always be possible: to let
+    /// a daemon in, to read cgroups, to write down an exit.
+    pub(super) fn has_room(&self) -> std::io::Result<()> {
+        let places: Result<Vec<OwnedFd>, _> =
+            (0..ROOM).map(|_| rustix::io::fcntl_dupfd_cloexec(&self.listener, 0)).collect();
+        places.map(drop).map_err(Into::into)
     }
 
     /// Takes what the daemon has sent and answers it.
@@ -82,7 +83,8 @@ impl Shim {
                     match files {
                         Ok(files) => self.request(to, request, files.into()),
                         Err(error) => {
-                            let operation = "take the files of a request: the shim's open files are at their limit";
+                            let operation =
+                                "take the files of a request: the shim's open files are at their limit";
                             self.reply(to, io_failure(operation, &error));
                         }
                     }

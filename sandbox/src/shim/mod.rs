@@ -146,7 +146,6 @@ fn set_up(layout: Layout, pod: PodId, listener: UnixListener) -> Result<Shim, Sh
         closing: None,
         done: false,
         idle_since: Instant::now(),
-        spare: std::fs::File::open("/dev/null").ok(),
         deaf_until: None,
     })
 }
@@ -174,8 +173,6 @@ struct Shim {
     closing: Option<Closing>,
     done: bool,
     idle_since: Instant,
-    /// Given up for a daemon's connection when no more files can be opened.
-    spare: Option<std::fs::File>,
     /// No connection could be accepted; not looked at until this time.
     deaf_until: Option<Instant>,
 }
@@ -339,7 +336,6 @@ impl Shim {
         {
             self.early.clear();
         }
-        self.keep_spare();
         self.flush();
     }
 
