@@ -93,6 +93,7 @@ pub struct Runtime {
     undone: upkeep::Undone,
     /// What was last found of that disk.
     last_room: std::sync::Mutex<Room>,
+    room_looks: Arc<tokio::sync::Semaphore>,
     /// Held as long as the daemon lives, so that no second one works on the same state.
     _locks: [std::fs::File; 2],
 }
@@ -146,6 +147,7 @@ impl Runtime {
             status_files: std::sync::Mutex::default(),
             undone: upkeep::Undone::default(),
             last_room: std::sync::Mutex::new(Room::Enough),
+            room_looks: Arc::new(tokio::sync::Semaphore::new(1)),
             _locks: locks,
         });
         // Said at once, since what follows may fail of it.

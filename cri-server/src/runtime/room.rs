@@ -1,6 +1,6 @@
 //! Whether the state directory takes anything: what Status says of it.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use rustix::fs::StatVfsMountFlags;
 use tokio::time::timeout;
@@ -29,9 +29,17 @@ impl Runtime {
     /// What the file system of the state directory takes now. Answers in bounded time.
     pub async fn room(&self) -> Room {
         let directory = self.layout.state().to_owned();
+        // One at a time: a disk that hangs costs one thread, however often it is asked about.
+        let Ok(turn) = Arc::clone(&self.room_looks).try_acquire_owned() else {
+            return self.last_room.lock().expect("no code panics while it holds this").clone();
+        };
         let look = tokio::task::spawn_blocking({
             let directory = directory.clone();
-            move || look(&directory)
+            move || {
+                let found = look(&directory);
+                drop(turn);
+                found
+            }
         });
         let room = match timeout(PATIENCE, look).await {
             Ok(looked) => looked.unwrap_or(Room::Enough),
