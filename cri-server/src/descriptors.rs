@@ -3,7 +3,10 @@
 //! The daemon and its shims take all that the host allows them. Containers get what the daemon was started
 //! with: programs that use select(2), or close every number there could be, suffer from a high soft limit.
 
-use std::sync::OnceLock;
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::OnceLock,
+};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -11,6 +14,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const UNLIMITED: u64 = u64::MAX;
 /// Left at least to everything but streaming, as far as that is not more than half.
 const RESERVE: u64 = 256;
+
+/// What making or undoing a pod opens at the same time, and some more.
+const ROOM: usize = 32;
+/// More clients than this no CRI socket has.
+const MOST_CLIENTS: usize = 4096;
 
 static STARTED_WITH: OnceLock<Limit> = OnceLock::new();
 
@@ -45,6 +53,24 @@ pub fn for_streaming() -> usize {
     usize::try_from(share(now().soft)).unwrap_or(usize::MAX)
 }
 
+/// Whether there is room for a new pod, container or pull, and for undoing it: what is begun without may be
+/// left half made.
+pub fn has_room() -> std::io::Result<()> {
+    let stderr = std::io::stderr();
+    let open = |_| stderr.as_fd().try_clone_to_owned();
+    let places: std::io::Result<Vec<OwnedFd>> = (0..ROOM).map(open).collect();
+    places.map(drop)
+}
+
+/// How many clients the CRI socket may have at a time: half of what streaming leaves.
+pub fn for_clients() -> usize {
+    usize::try_from(clients(now().soft)).unwrap_or(usize::MAX).clamp(1, MOST_CLIENTS)
+}
+
+fn clients(limit: u64) -> u64 {
+    (limit - share(limit)) / 2
+}
+
 fn share(limit: u64) -> u64 {
     limit - (limit / 4).max(RESERVE).min(limit / 2)
 }
@@ -62,5 +88,6 @@ mod tests {
     fn streaming_leaves_a_quarter_and_never_takes_nothing() {
         let shares = [64, 512, 1024, 4096, 524_288].map(share);
         assert_eq!(shares, [32, 256, 768, 3072, 393_216]);
+        assert_eq!([64, 512, 1024].map(clients), [16, 128, 128]);
     }
 }

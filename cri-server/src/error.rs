@@ -7,6 +7,8 @@ use podhold_image::{ErrorKind, ImageError, SnapshotError};
 use podhold_sandbox::{launch::LaunchError, network::cni::CniError};
 use tonic::{Code, Status};
 
+use crate::exhausted;
+
 /// The longest message that is answered, in characters.
 const LONGEST_MESSAGE: usize = 800;
 
@@ -73,9 +75,31 @@ impl Error {
         Self::Invalid { field: field.into(), reason: reason.into() }
     }
 
+    /// A field that cannot be used; or can, once the host has what it lacks now.
+    pub fn unusable(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        let (field, reason) = (field.into(), reason.into());
+        match exhausted::of(&reason) {
+            Some(_) => Self::of_cause(field, Code::Internal, &reason),
+            None => Self::Invalid { field, reason },
+        }
+    }
+
     /// An operation that failed, with the whole chain of its causes.
     pub fn failed(operation: impl Into<String>, source: &(dyn StdError + 'static)) -> Self {
-        Self::Failed { operation: operation.into(), code: Code::Internal, cause: chain(source).into() }
+        Self::of_cause(operation, Code::Internal, &chain(source))
+    }
+
+    /// An operation that failed; what is used up decides over the code, and its mend is told.
+    fn of_cause(operation: impl Into<String>, code: Code, cause: &str) -> Self {
+        let operation = operation.into();
+        match exhausted::of(cause) {
+            Some(lack) => Self::Failed {
+                operation,
+                code: lack.code,
+                cause: format!("{cause}; {mend}", mend = lack.mend).into(),
+            },
+            None => Self::Failed { operation, code, cause: cause.into() },
+        }
     }
 
     /// A function that adds the operation to an error, for `map_err`.
@@ -96,7 +120,7 @@ impl Error {
             ErrorKind::FailedPrecondition => Code::FailedPrecondition,
             _ => Code::Internal,
         };
-        Self::Failed { operation: operation.into(), code, cause: chain(source).into() }
+        Self::of_cause(operation, code, &chain(source))
     }
 
     /// A root filesystem that could not be made.
@@ -164,7 +188,13 @@ impl From<LaunchError> for Error {
             | LaunchError::NotRunning { .. }
             | LaunchError::Refused(_)
             | LaunchError::TooOld { .. }
-            | LaunchError::Foreign { .. } => Self::Precondition(chain(&error)),
+            | LaunchError::Foreign { .. } => {
+                let words = chain(&error);
+                match exhausted::of(&words) {
+                    Some(_) => Self::of_cause("shim", Code::FailedPrecondition, &words),
+                    None => Self::Precondition(words),
+                }
+            }
             _ => Self::failed("shim", &error),
         }
     }
@@ -186,7 +216,7 @@ impl From<CgroupError> for Error {
             | CgroupError::NoController { field, .. } => limit(field),
             _ => "cgroup".into(),
         };
-        Self::Failed { operation, code, cause: chain(&error).into() }
+        Self::of_cause(operation, code, &chain(&error))
     }
 }
 
@@ -215,7 +245,7 @@ impl From<CniError> for Error {
             CniError::BadRequest { .. } => Code::InvalidArgument,
             _ => Code::Internal,
         };
-        Self::Failed { operation: "pod network".into(), code, cause: chain(&error).into() }
+        Self::of_cause("pod network", code, &chain(&error))
     }
 }
 

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod descriptors;
 pub mod error;
+pub mod exhausted;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod grpc;

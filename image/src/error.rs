@@ -177,9 +177,11 @@ impl UnpackError {
 /// The class of a kernel error: a full disk is the user's to mend, the rest is not.
 fn kind_of_io(error: &io::Error) -> ErrorKind {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-            ErrorKind::ResourceExhausted
-        }
+        io::ErrorKind::StorageFull
+        | io::ErrorKind::QuotaExceeded
+        | io::ErrorKind::FileTooLarge
+        | io::ErrorKind::OutOfMemory => ErrorKind::ResourceExhausted,
+        io::ErrorKind::ReadOnlyFilesystem => ErrorKind::FailedPrecondition,
         _ => ErrorKind::Internal,
     }
 }

@@ -104,13 +104,16 @@ impl Images {
             damaged.extend(damaged_snapshots);
             // What an earlier process threw away may be much: nobody waits for it.
             let leftovers = trash.contents().map_err(ImageError::io("list the trash"))?;
-            std::thread::spawn(move || {
+            let empty = move || {
                 for place in leftovers {
                     if let Err(error) = trash.delete(place) {
                         tracing::warn!(%error, "image store: trash not emptied");
                     }
                 }
-            });
+            };
+            if let Err(error) = std::thread::Builder::new().name("trash".to_owned()).spawn(empty) {
+                tracing::warn!(%error, "image store: no thread to empty the trash; the next start will");
+            }
             let inner = Inner {
                 platform: config.platform,
                 registry: Registry::new(config.hosts_dir, config.stall_timeout),

@@ -1,7 +1,10 @@
 //! Frames over a unix socket, with files beside them; used by both ends of the shim protocol.
 //!
 //! A frame is a length (u32, little endian), then that many bytes. Files are attached to a frame's first
-//! bytes. Does not know what a frame means.
+//! bytes, all of them at once. Does not know what a frame means.
+//!
+//! A process that is at its limit of open files gets the frame without its files: that is the trouble of
+//! this one frame ([`is_out_of_descriptors`]), the connection goes on.
 
 use std::{
     collections::VecDeque,
@@ -12,8 +15,8 @@ use std::{
 
 use prost::Message;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 /// The largest frame either end sends or accepts.
@@ -40,7 +43,13 @@ pub(crate) enum Received {
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     bytes: Vec<u8>,
-    files: VecDeque<OwnedFd>,
+    /// The files of each frame that has some; `None` where this process had no room for all of them.
+    files: VecDeque<Option<Vec<OwnedFd>>>,
+}
+
+/// Whether an error of [`Inbox::files`] says that this process is at its limit of open files.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EMFILE)
 }
 
 impl Inbox {
@@ -58,12 +67,20 @@ impl Inbox {
                 Ok(got) => break got,
             }
         };
+        // What did not fit has been closed by the kernel, and those that did are dropped here.
+        let cut = got.flags.contains(ReturnFlags::CTRUNC);
+        let mut came = Vec::new();
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(files) = message {
-                self.files.extend(files);
+                came.extend(files);
             }
         }
-        if self.files.len() > MAX_FILES {
+        if cut || !came.is_empty() {
+            self.files.push_back((!cut).then_some(came));
+        }
+        if self.files.iter().flatten().map(Vec::len).sum::<usize>() > MAX_FILES
+            || self.files.len() > MAX_FILES
+        {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "too many files beside the frames"));
         }
         if got.bytes == 0 {
@@ -91,13 +108,17 @@ impl Inbox {
         Ok(Some(message))
     }
 
-    /// The files that belong to a frame which names `count` of them.
+    /// The files that belong to a frame which names `count` of them. After an error that
+    /// [`is_out_of_descriptors`] the frames that follow have theirs.
     pub(crate) fn files(&mut self, count: u32) -> io::Result<VecDeque<OwnedFd>> {
-        let count = count as usize;
-        if count > self.files.len() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a file beside a frame is missing"));
+        if count == 0 {
+            return Ok(VecDeque::new());
         }
-        Ok(self.files.drain(..count).collect())
+        match self.files.pop_front() {
+            Some(Some(files)) if files.len() == count as usize => Ok(files.into()),
+            Some(None) => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "a file beside a frame is missing")),
+        }
     }
 }
 
@@ -197,13 +218,16 @@ fn packet(socket: impl AsFd, bytes: &[u8], files: &[BorrowedFd<'_>], flags: Send
 }
 
 /// Takes one packet from a SEQPACKET socket without waiting: its bytes (none: the other end is closed)
-/// and files. A packet longer than `CHUNK` is cut.
+/// and files; none of them when this process had no room for all. A packet longer than `CHUNK` is cut.
 pub(crate) fn receive_packet(socket: impl AsFd) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     let mut inbox = Inbox::default();
     match inbox.receive(socket)? {
         Received::Nothing => Ok(None),
         Received::End => Ok(Some((Vec::new(), Vec::new()))),
-        Received::Some => Ok(Some((inbox.bytes, inbox.files.into()))),
+        Received::Some => {
+            let files = inbox.files.into_iter().flatten().flatten().collect();
+            Ok(Some((inbox.bytes, files)))
+        }
     }
 }
 

@@ -99,7 +99,9 @@ pub fn main() -> ExitCode {
         }
     };
     result.unwrap_or_else(|Failure(reason)| {
-        eprintln!("podhold: {reason}");
+        use std::io::Write as _;
+        // To a full disk nothing can be said.
+        let _unsaid = writeln!(std::io::stderr(), "podhold: {reason}");
         ExitCode::FAILURE
     })
 }
@@ -110,7 +112,13 @@ fn start_logging(level: &str) -> Result<(), Failure> {
         Failure(format!("log_level = {level:?}: {error}; use error, warn, info, debug or trace"))
     })?;
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
+    // A line that cannot be written, to a full disk for one, is lost; by default that is told by a panic.
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal)
+        .log_internal_errors(false)
+        .init();
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The CRI v1 services. Thin: decode, call a verb, encode. No decisions.
 
+mod accept;
 mod answer;
 mod events;
 mod families;
@@ -21,10 +22,9 @@ use podhold_proto::cri::{
     image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
 };
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Status, transport::Server};
 
-use crate::{runtime::Runtime, streaming::Streaming};
+use crate::{descriptors, runtime::Runtime, streaming::Streaming};
 
 /// Largest request that is read, in bytes; what containerd allows.
 const LARGEST_REQUEST: usize = 16 << 20;
@@ -66,7 +66,7 @@ pub async fn serve(
                 .max_decoding_message_size(LARGEST_REQUEST)
                 .max_encoding_message_size(LARGEST_ANSWER),
         )
-        .serve_with_incoming_shutdown(UnixListenerStream::new(socket), stop)
+        .serve_with_incoming_shutdown(accept::connections(socket, descriptors::for_clients()), stop)
         .await
 }
 

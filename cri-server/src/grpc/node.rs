@@ -10,7 +10,7 @@ use tracing::info;
 use super::{Service, info};
 use crate::{
     error::Error,
-    runtime::{HANDLER, Runtime},
+    runtime::{HANDLER, Room, Runtime},
 };
 
 /// What every handler of this node can do.
@@ -110,10 +110,23 @@ fn short(text: &str) -> &str {
     text.char_indices().nth(80).map_or(text, |(end, _)| &text[..end])
 }
 
+/// Whether pods can be made. A node whose disk is full stays ready: a kubelet touches no pod of one that is
+/// not, also not those whose removal would make room; it acts on the sizes it is told (ImageFsInfo). One
+/// whose disk is read-only can do nothing for itself.
+fn runtime_ready(room: Room) -> cri::RuntimeCondition {
+    let (status, reason, message) = match room {
+        Room::Enough => (true, "", String::new()),
+        Room::Full(words) => (true, "StateDirectoryFull", words),
+        Room::ReadOnly(words) => (false, "StateDirectoryReadOnly", words),
+        Room::Silent(words) => (true, "StateDirectorySilent", words),
+    };
+    cri::RuntimeCondition { r#type: "RuntimeReady".into(), status, reason: reason.into(), message }
+}
+
 async fn conditions(runtime: &Runtime) -> Vec<cri::RuntimeCondition> {
-    let network = runtime.network_ready().await;
+    let (network, room) = tokio::join!(runtime.network_ready(), runtime.room());
     vec![
-        cri::RuntimeCondition { r#type: "RuntimeReady".into(), status: true, ..Default::default() },
+        runtime_ready(room),
         cri::RuntimeCondition {
             r#type: "NetworkReady".into(),
             status: network.is_ok(),

@@ -16,6 +16,7 @@ use super::{
     flight::{guarded, to_its_end},
 };
 use crate::{
+    descriptors,
     error::{Error, Result},
     spec::{self, process, resources},
     state::{Container, ContainerEvent, ContainerPhase, Ended, Pod, PodPhase, Run},
@@ -32,6 +33,8 @@ impl Runtime {
         if container.phase.run().is_some() {
             return Ok(());
         }
+        // Before it is claimed: a start that fails is the container's end.
+        descriptors::has_room().map_err(Error::doing("a start"))?;
         let (runtime, live) =
             (Arc::clone(self), self.store.pod(&container.record.pod).and_then(|pod| pod.live));
         let started = self.under_way.start.join(id.clone(), || async move { runtime.launch(&id).await });

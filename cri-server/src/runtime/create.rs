@@ -76,7 +76,10 @@ impl Runtime {
         let id = ContainerId::parse(&prepare::random_id()?).map_err(Error::doing("container id"))?;
         let mut order = Order { id, pod, config, image, volumes };
         match self.store.add_container(claimed(&order)) {
-            Reserve::New => {}
+            Reserve::New => {
+                let room = descriptors::has_room().map_err(Error::doing("a new container"));
+                room.inspect_err(|_| self.forget_container(&order.id))?;
+            }
             Reserve::Taken(container) => {
                 same_container(&container, &order.config)?;
                 order.id = container.record.id.clone();
@@ -178,6 +181,7 @@ impl Runtime {
                     Err(rest) => {
                         tracing::warn!(container = %id, error = %rest, "container not undone; remove it");
                         self.store.container_event(&id, ContainerEvent::CreateDone);
+                        self.undone.half_made_container(&id, &rest);
                     }
                 }
                 Err(error)

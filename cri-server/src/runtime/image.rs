@@ -8,7 +8,11 @@ use tokio::sync::watch;
 use tracing::info;
 
 use super::Runtime;
-use crate::error::{Error, Result};
+use crate::{
+    descriptors,
+    error::{Error, Result, chain},
+    exhausted,
+};
 
 impl Runtime {
     /// Pulls an image. The pull ends when the returned future is dropped and nobody else waits for it.
@@ -23,9 +27,14 @@ impl Runtime {
         }
         let reference =
             Reference::parse(name).map_err(|error| Error::invalid("image.image", error.to_string()))?;
+        descriptors::has_room().map_err(Error::doing("pull"))?;
         let begun = std::time::Instant::now();
         let pulled = self.images.pull(&reference, credentials, progress).await;
-        let image = pulled.map_err(|error| Error::image("pull", &error))?;
+        let image = pulled.map_err(|error| {
+            let disk = exhausted::is_disk(&chain(&error));
+            let into = self.images.snapshots().root().display().to_string();
+            Error::image(if disk { format!("pull into {into}") } else { "pull".to_owned() }, &error)
+        })?;
         info!(image = %reference, id = %image.id, ms = begun.elapsed().as_millis(), "image pulled");
         Ok(image)
     }

@@ -22,10 +22,12 @@ mod prepare;
 mod propagation;
 mod reach;
 mod recover;
+mod room;
 pub mod session;
 mod stats;
 mod stop;
 mod teardown;
+mod upkeep;
 mod users;
 mod volumes;
 mod waits;
@@ -53,6 +55,7 @@ pub use self::{
     image::credentials,
     metrics::{ContainerReading, Disk, PodReading, Reading},
     reach::{Purpose, look_up},
+    room::Room,
     stats::{ContainerUsage, PodUsage},
 };
 use self::{flight::Flights, recover::Boot};
@@ -92,6 +95,11 @@ pub struct Runtime {
     usage: stats::Memory,
     /// Held by who writes or removes the status files of containers; by threads that may block only.
     status_files: std::sync::Mutex<()>,
+    /// What the state directory's disk has not taken yet.
+    undone: upkeep::Undone,
+    /// What was last found of that disk.
+    last_room: std::sync::Mutex<Room>,
+    room_looks: Arc<tokio::sync::Semaphore>,
     /// Held as long as the daemon lives, so that no second one works on the same state.
     _locks: [std::fs::File; 2],
 }
@@ -153,9 +161,15 @@ impl Runtime {
             network_status: network_status::NetworkStatus::default(),
             usage: stats::Memory::default(),
             status_files: std::sync::Mutex::default(),
+            undone: upkeep::Undone::default(),
+            last_room: std::sync::Mutex::new(Room::Enough),
+            room_looks: Arc::new(tokio::sync::Semaphore::new(1)),
             _locks: locks,
         });
+        // Said at once, since what follows may fail of it.
+        let _said = runtime.room().await;
         runtime.recover().await?;
+        runtime.look_after();
         Ok(runtime)
     }
 

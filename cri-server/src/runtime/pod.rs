@@ -15,6 +15,7 @@ use tracing::info;
 
 use super::{Runtime, blocking, check, files, flight::guarded, pod_resources, prepare, users};
 use crate::{
+    descriptors,
     error::{Error, Result},
     spec::resources,
     state::{Pod, PodEvent, PodPhase, PodRecord, Reserve},
@@ -35,7 +36,11 @@ impl Runtime {
                 same_pod(&pod, &asked)?;
                 (*pod.record).clone()
             }
-            Reserve::New | Reserve::NotReady(_) => asked,
+            Reserve::New | Reserve::NotReady(_) => {
+                let room = descriptors::has_room().map_err(Error::doing("a new pod"));
+                room.inspect_err(|_| self.store.forget_pod(&asked.id))?;
+                asked
+            }
         };
         let (runtime, id) = (Arc::clone(self), record.id.clone());
         self.under_way.run.join(id.clone(), || async move { runtime.make_or_find(record).await }).await?;
@@ -104,6 +109,7 @@ impl Runtime {
                 if let Err(rest) = self.teardown_pod(&id).await {
                     tracing::warn!(pod = %id, error = %rest, "pod not undone; remove it");
                     self.store.pod_event(&id, PodEvent::RunFailed);
+                    self.undone.half_made_pod(&id, &rest);
                 } else {
                     self.store.forget_pod(&id);
                 }

@@ -99,7 +99,7 @@ pub(super) fn check_system_directories(rootfs: &Path) -> Result<()> {
 /// Makes the working directory beneath the container's root where it is missing, as runc does. Links in
 /// it are followed beneath the root. `owner` is root of a pod with users of its own.
 pub(super) fn make_working_dir(rootfs: &Path, dir: &str, owner: Option<(u32, u32)>) -> Result<()> {
-    let refuse = |reason: String| Error::invalid("working_dir", format!("{dir:?} {reason}"));
+    let refuse = |reason: String| Error::unusable("working_dir", format!("{dir:?} {reason}"));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(rootfs, flags, Mode::empty())
         .map_err(Error::doing(format!("opening {}", rootfs.display())))?;
@@ -141,7 +141,7 @@ pub(super) fn mounts(requested: &[cri::Mount]) -> Result<Vec<HostMount>> {
         let field = || format!("mounts[{index}].host_path");
         if fs::symlink_metadata(source).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(source).map_err(|error| {
-                Error::invalid(
+                Error::unusable(
                     field(),
                     format!("{} is missing and cannot be made: {error}", source.display()),
                 )

@@ -33,7 +33,7 @@ impl Runtime {
         };
         let (network, processes) = tokio::join!(network, processes);
         processes?;
-        network?;
+        self.undone.network(id, network)?;
         let path = self.layout.netns(id);
         blocking("network namespace", move || netns::remove(&path).map_err(Error::doing("network namespace")))
             .await
@@ -108,8 +108,14 @@ impl Runtime {
         let Some(pod) = self.store.pod(id) else { return Ok(()) };
         self.halt_pod(&pod.record).await?;
         self.clear_pod(&pod.record).await?;
-        let path = self.layout.pod_record(id);
-        blocking("pod", move || remove_recorded(&path)).await
+        let deleted = self.delete_pod_files(id).await;
+        self.undone.pod(id, deleted)
+    }
+
+    /// Deletes what the state directory has of a pod that is gone.
+    pub(super) async fn delete_pod_files(&self, id: &PodId) -> Result<()> {
+        let record = self.layout.pod_record(id);
+        blocking("pod", move || remove_recorded(&record)).await
     }
 
     /// Undoes all of a halted pod but what its record and its files are.
@@ -146,7 +152,9 @@ impl Runtime {
         let heir = pods.iter().find(|pod| pod.record.id != record.id && pod.record.cgroup == record.cgroup);
         if let Some(heir) = heir {
             let inherited = PodRecord { owned_cgroup: Some(top.clone()), ..(*heir.record).clone() };
-            self.keep_pod(&inherited).await?;
+            // Removing must not need a disk that can be written: it is known here, and written later.
+            let kept = self.keep_pod(&inherited).await;
+            self.undone.record(&inherited.id, kept)?;
             self.store.change_pod(&inherited.id.clone(), |pod| pod.record = Arc::new(inherited));
             return Ok(Vec::new());
         }
@@ -163,46 +171,69 @@ impl Runtime {
 
     /// Undoes a container wholly.
     pub(super) async fn teardown_container(self: &Arc<Self>, record: &ContainerRecord) -> Result<()> {
-        let (pod, id) = (record.pod.clone(), record.id.clone());
-        let live = self.store.pod(&pod).and_then(|pod| pod.live);
+        let live = self.store.pod(&record.pod).and_then(|pod| pod.live);
         if let Some(live) = live {
-            match live.delete(&id).await {
+            match live.delete(&record.id).await {
                 // What it would have ended is ended below.
                 Ok(()) | Err(LaunchError::Gone { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        self.clear_container(record).await?;
-        let path = self.layout.container_record(&pod, &id);
-        let runtime = Arc::clone(self);
-        blocking("container", move || {
-            let _no_writer = runtime.status_files.lock().expect("no code panics while it holds this");
-            remove_recorded(&path)
-        })
-        .await
+        let volumes = self.unmount_container(record).await?;
+        let deleted = self.delete_container_files(&record.pod, &record.id, &volumes).await;
+        self.undone.container(&record.pod, &record.id, &volumes, deleted)
     }
 
     /// Undoes all of a container that no shim has but its record.
     pub(super) async fn clear_container(self: &Arc<Self>, record: &ContainerRecord) -> Result<()> {
-        let (pod, id) = (record.pod.clone(), record.id.clone());
-        let layout = self.layout.clone();
-        let cgroups = self.cgroups.clone();
-        let snapshots = self.images.snapshots();
-        let cgroup = record.cgroup.clone();
-        let volumes: Vec<usize> = record.volumes.keys().copied().collect();
+        let volumes = self.unmount_container(record).await?;
+        let (runtime, pod, id) = (Arc::clone(self), record.pod.clone(), record.id.clone());
+        blocking("container", move || runtime.forget_snapshots(&pod, &id, &volumes)).await
+    }
+
+    /// Ends what a container has in the kernel and in the run directory; answers the indices of its image
+    /// volumes.
+    async fn unmount_container(self: &Arc<Self>, record: &ContainerRecord) -> Result<Vec<usize>> {
+        let (pod, id, cgroup) = (record.pod.clone(), record.id.clone(), record.cgroup.clone());
+        let mut volumes: Vec<usize> = record.volumes.keys().copied().collect();
+        let runtime = Arc::clone(self);
         blocking("container", move || {
+            let Self { layout, cgroups, .. } = runtime.as_ref();
             if cgroups.exists(&cgroup) {
                 cgroups.kill(&cgroup)?;
                 cgroups.remove(&cgroup)?;
             }
-            let snapshots = snapshots.as_ref();
-            Place { layout: &layout, snapshots, pod: &pod, container: &id }.undo(volumes)?;
-            let rootfs = layout.rootfs(&pod, &id);
-            snapshots.unmount(&rootfs).map_err(Error::doing("container root"))?;
-            snapshots.remove(id.as_str()).map_err(Error::doing("container root"))?;
-            remove_tree(&layout.bundle(&pod, &id))
+            let snapshots = runtime.images.snapshots();
+            let place = Place { layout, snapshots: snapshots.as_ref(), pod: &pod, container: &id };
+            volumes.extend(place.unmount()?);
+            snapshots.unmount(&layout.rootfs(&pod, &id)).map_err(Error::doing("container root"))?;
+            remove_tree(&layout.bundle(&pod, &id))?;
+            Ok(volumes)
         })
         .await
+    }
+
+    /// Deletes what the state directory has of a container that is gone.
+    pub(super) async fn delete_container_files(
+        self: &Arc<Self>,
+        pod: &PodId,
+        id: &ContainerId,
+        volumes: &[usize],
+    ) -> Result<()> {
+        let (runtime, pod, id, volumes) = (Arc::clone(self), pod.clone(), id.clone(), volumes.to_owned());
+        blocking("container", move || {
+            runtime.forget_snapshots(&pod, &id, &volumes)?;
+            let _no_writer = runtime.status_files.lock().expect("no code panics while it holds this");
+            remove_recorded(&runtime.layout.container_record(&pod, &id))
+        })
+        .await
+    }
+
+    fn forget_snapshots(&self, pod: &PodId, id: &ContainerId, volumes: &[usize]) -> Result<()> {
+        let snapshots = self.images.snapshots();
+        let place = Place { layout: &self.layout, snapshots: snapshots.as_ref(), pod, container: id };
+        place.forget(volumes.iter().copied())?;
+        snapshots.remove(id.as_str()).map_err(Error::doing("container root"))
     }
 
     /// Forgets what is kept in memory of a container.
@@ -224,7 +255,8 @@ pub(super) fn clear_run(layout: &Layout, pod: &PodId, snapshots: &dyn Snapshots)
 fn drop_strays(layout: &Layout, pod: &PodId, snapshots: &dyn Snapshots) -> Result<()> {
     for name in super::recover::names(&layout.pod_run(pod).join("containers"))? {
         let Ok(id) = ContainerId::parse(&name) else { continue };
-        Place { layout, snapshots, pod, container: &id }.undo([])?;
+        let place = Place { layout, snapshots, pod, container: &id };
+        place.forget(place.unmount()?)?;
         snapshots.unmount(&layout.rootfs(pod, &id)).map_err(Error::doing("container root"))?;
         snapshots.remove(id.as_str()).map_err(Error::doing("container root"))?;
     }

@@ -64,17 +64,22 @@ impl Place<'_> {
         }
     }
 
-    /// Unmounts and forgets all volumes: those in the bundle, and what `known` says of those whose bundle a
-    /// reboot has swept away.
-    pub(super) fn undo(&self, known: impl IntoIterator<Item = usize>) -> Result<()> {
+    /// Unmounts all volumes in the bundle, and tells their indices.
+    pub(super) fn unmount(&self) -> Result<Vec<usize>> {
         let directory = self.layout.volumes(self.pod, self.container);
-        let mut indices = super::recover::names(&directory)?;
-        for index in &indices {
-            self.snapshots.unmount(&directory.join(index)).map_err(Error::doing("image volume"))?;
+        let names = super::recover::names(&directory)?;
+        for name in &names {
+            self.snapshots.unmount(&directory.join(name)).map_err(Error::doing("image volume"))?;
         }
-        indices.extend(known.into_iter().map(|index| index.to_string()));
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// Forgets the volumes with these indices: those that were in the bundle, and what the record says of
+    /// those whose bundle a reboot has swept away.
+    pub(super) fn forget(&self, indices: impl IntoIterator<Item = usize>) -> Result<()> {
         for index in indices {
-            self.snapshots.remove(&self.key(&index)).map_err(Error::doing("image volume"))?;
+            let key = self.key(&index.to_string());
+            self.snapshots.remove(&key).map_err(Error::doing("image volume"))?;
         }
         Ok(())
     }

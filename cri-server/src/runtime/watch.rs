@@ -90,7 +90,8 @@ impl Runtime {
         let id = id.clone();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = runtime.write_status(&id) {
-                warn!(container = %id, %error, "status not kept");
+                let again = runtime.undone.status(&id, &crate::error::chain(&error));
+                warn!(container = %id, %error, again, "status not kept");
             }
         });
     }

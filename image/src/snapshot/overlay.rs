@@ -87,7 +87,8 @@ impl Overlay {
         for path in record::children(&dir)? {
             let key = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
             if check_key(&key).is_err() {
-                trash.take(&path).map_err(ImageError::io(format!("throw away {}", path.display())))?;
+                let taken = trash.take_if_writable(&path);
+                taken.map_err(ImageError::io(format!("throw away {}", path.display())))?;
                 continue;
             }
             let read = record::check_directory(&path)
@@ -152,6 +153,8 @@ impl Overlay {
         let record = SnapshotRecord { version: 1, image: image.id.clone(), layers: image.layers.clone() };
         let make = || -> std::io::Result<()> {
             let mut builder = fs::DirBuilder::new();
+            // Of an earlier process, which could not be thrown away at the start.
+            self.trash.discard(&temporary)?;
             builder.mode(0o700).create(&temporary)?;
             builder.create(temporary.join("work"))?;
             builder.create(temporary.join("fs"))?;

@@ -120,7 +120,12 @@ impl Layers {
         let mut index = Index::default();
         let (mut highest, mut unreadable) = (0, Vec::new());
         for path in record::children(&ingest)? {
-            trash.take(&path).map_err(ImageError::io(format!("throw away {}", path.display())))?;
+            // Should it have to stay, its number is not used again.
+            let number = path.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
+            highest = highest.max(number.unwrap_or(0));
+            trash
+                .take_if_writable(&path)
+                .map_err(ImageError::io(format!("throw away {}", path.display())))?;
         }
         for path in record::children(&layers)? {
             let number = path.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
@@ -320,11 +325,16 @@ impl Drop for Ingest {
         // Reached when the pull was cancelled: perhaps on a thread that must not block.
         let Some(path) = self.path.take() else { return };
         let trash = Arc::clone(&self.layers.trash);
-        std::thread::spawn(move || {
+        let place = path.clone();
+        let work = move || {
             if let Err(error) = trash.discard(&path) {
                 tracing::warn!(path = %path.display(), %error, "half-made layer not deleted; the next start will");
             }
-        });
+        };
+        if let Err(error) = std::thread::Builder::new().name("discard".to_owned()).spawn(work) {
+            let path = place.display();
+            tracing::warn!(%path, %error, "no thread to delete a half-made layer; the next start will");
+        }
     }
 }
 

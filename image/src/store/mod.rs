@@ -167,7 +167,9 @@ impl Store {
         let mut records: Vec<ImageRecord> = Vec::new();
         for path in record::children(&self.records)? {
             if path.extension().is_none_or(|extension| extension != "json") {
-                record::delete(&path)?;
+                if let Err(error) = record::delete(&path) {
+                    tracing::warn!(path = %path.display(), %error, "half-written record not deleted");
+                }
                 continue;
             }
             match record::read::<ImageRecord>(&path).and_then(|record| self.check(&path, record)) {

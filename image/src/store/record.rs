@@ -71,7 +71,8 @@ pub(crate) fn write<T: Serialize>(path: &Path, record: &T) -> Result<(), ImageEr
         fs::rename(temporary(path), path)?;
         sync_directory(path.parent().unwrap_or(Path::new("/")))
     };
-    write().map_err(ImageError::io(format!("write {}", path.display())))
+    let written = write().inspect_err(|_| drop(fs::remove_file(temporary(path))));
+    written.map_err(ImageError::io(format!("write {}", path.display())))
 }
 
 /// Writes a record whole, but not so that it outlives a power loss.

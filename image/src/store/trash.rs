@@ -45,6 +45,18 @@ impl Trash {
         }
     }
 
+    /// Moves `path`, which is half made, into the trash while a store is opened. On a disk that takes no
+    /// change it stays where it is until a later start: that must not keep what is whole from being used.
+    pub(crate) fn take_if_writable(&self, path: &Path) -> io::Result<()> {
+        match self.take(path) {
+            Err(error) if unwritable(&error) => {
+                tracing::warn!(path = %path.display(), %error, "half made; not thrown away");
+                Ok(())
+            }
+            taken => taken.map(drop),
+        }
+    }
+
     /// Moves `path` into the trash and deletes it. Success when it does not exist.
     pub(crate) fn discard(&self, path: &Path) -> io::Result<()> {
         match self.take(path)? {
@@ -100,6 +112,11 @@ impl Trash {
         }
         Ok(())
     }
+}
+
+/// Whether a disk that is read-only or full is the cause.
+fn unwritable(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull)
 }
 
 #[cfg(test)]

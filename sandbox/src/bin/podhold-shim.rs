@@ -10,7 +10,8 @@ fn main() -> ExitCode {
     match podhold_sandbox::shim::run(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("podhold-shim: {error}");
+            let _unsaid =
+                std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("podhold-shim: {error}\n"));
             ExitCode::FAILURE
         }
     }

@@ -29,7 +29,7 @@ use crate::{
     PodId,
     launch::{ExecEnd, LaunchError, PodEvent},
     sys,
-    wire::{Inbox, Outbox, Received, VERSION},
+    wire::{Inbox, Outbox, Received, VERSION, is_out_of_descriptors},
 };
 
 /// How an exec ended; `None` while it runs.
@@ -316,10 +316,17 @@ impl Task {
     fn take(&self, inbox: &mut Inbox, outbox: &mut Outbox) -> io::Result<()> {
         while let Some(answer) = inbox.next::<Answer>()? {
             self.table.lock().asked = None;
-            let files: Vec<OwnedFd> = inbox.files(answer.fds)?.into();
+            let files = match inbox.files(answer.fds) {
+                Err(error) if !is_out_of_descriptors(&error) => return Err(error),
+                files => files,
+            };
             match answer.body {
                 Some(Body::Reply(reply)) => {
                     let outcome = convert::outcome(&self.pod, reply.result);
+                    let (outcome, files) = match files {
+                        Ok(files) => (outcome, files.into()),
+                        Err(error) => (Err(self.without_files(outcome, error, outbox)), Vec::new()),
+                    };
                     let exec = match &outcome {
                         Ok(Outcome::Exec(exec)) => Some(exec.exec),
                         _ => None,
@@ -349,6 +356,20 @@ impl Task {
         self.table.lock().execs.remove(&exec);
         let call = Some(Call::KillExec(KillExec { exec }));
         self.send(outbox, &Request { id: UNAWAITED | exec, fds: 0, call }, Vec::new());
+    }
+
+    /// The error in place of an answer whose files had no room in this process. What was begun is ended.
+    fn without_files(
+        &self,
+        outcome: Result<Outcome, LaunchError>,
+        source: io::Error,
+        outbox: &mut Outbox,
+    ) -> LaunchError {
+        if let Ok(Outcome::Exec(exec)) = outcome {
+            self.end_exec(exec.exec, outbox);
+        }
+        let operation = format!("take the files of an answer of the shim of pod {}", self.pod);
+        LaunchError::Io { operation, source }
     }
 
     fn event(&self, what: Option<What>) -> io::Result<()> {

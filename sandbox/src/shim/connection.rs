@@ -8,11 +8,14 @@ use podhold_proto::shim::{
 };
 use rustix::event::PollFlags;
 
-use super::{ReplyTo, Shim};
-use crate::wire::{Inbox, Outbox, Received, VERSION};
+use super::{ACCEPT_PAUSE, ReplyTo, Shim};
+use crate::wire::{Inbox, Outbox, Received, VERSION, is_out_of_descriptors};
 
 /// A daemon that leaves more than this unread is cut off; it dials again and asks for a list.
 const MAX_UNREAD: usize = 8 << 20;
+
+/// Descriptors that must be free before something new is begun; a start keeps half of them for a while.
+const ROOM: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -32,11 +35,30 @@ impl Connection {
 impl Shim {
     /// The newest connection replaces the one before.
     pub(super) fn accept(&mut self) {
-        while let Ok((socket, _)) = self.listener.accept() {
-            self.generation += 1;
-            let (inbox, outbox) = Default::default();
-            self.connection = Some(Connection { socket, inbox, outbox, greeted: false });
+        loop {
+            match self.listener.accept() {
+                Ok((socket, _)) => {
+                    self.generation += 1;
+                    let (inbox, outbox) = Default::default();
+                    self.connection = Some(Connection { socket, inbox, outbox, greeted: false });
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    self.say(&format!("the daemon cannot be let in: {error}"));
+                    // Nothing tells when there is room again.
+                    self.deaf_until = Some(std::time::Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            }
         }
+    }
+
+    /// Whether there is room for what new work opens, and beyond it for what must always be possible: to let
+    /// a daemon in, to read cgroups, to write down an exit.
+    pub(super) fn has_room(&self) -> std::io::Result<()> {
+        let places: Result<Vec<OwnedFd>, _> =
+            (0..ROOM).map(|_| rustix::io::fcntl_dupfd_cloexec(&self.listener, 0)).collect();
+        places.map(drop).map_err(Into::into)
     }
 
     /// Takes what the daemon has sent and answers it.
@@ -50,17 +72,26 @@ impl Shim {
             };
             let next = connection.inbox.next::<Request>().and_then(|request| {
                 let Some(request) = request else { return Ok(None) };
-                let files = connection.inbox.files(request.fds)?;
-                Ok(Some((request, files)))
+                match connection.inbox.files(request.fds) {
+                    Err(error) if !is_out_of_descriptors(&error) => Err(error),
+                    files => Ok(Some((request, files))),
+                }
             });
             match next {
                 Ok(Some((request, files))) => {
                     let to = ReplyTo { generation, id: request.id };
-                    self.request(to, request, files.into());
+                    match files {
+                        Ok(files) => self.request(to, request, files.into()),
+                        Err(error) => {
+                            let operation =
+                                "take the files of a request: the shim's open files are at their limit";
+                            self.reply(to, io_failure(operation, &error));
+                        }
+                    }
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    eprintln!("podhold-shim: pod {}: the daemon's frames: {error}", self.pod);
+                    self.say(&format!("the daemon's frames: {error}"));
                     self.connection = None;
                     return;
                 }

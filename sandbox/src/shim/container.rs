@@ -384,7 +384,7 @@ impl Shim {
         container.phase =
             Phase::Draining { started, exit: exit.clone(), deadline: Instant::now() + DRAIN_LIMIT };
         if let Err(error) = record::write(&self.layout.exit_record(&self.pod, id), &exit) {
-            eprintln!("podhold-shim: pod {}: {error}", self.pod);
+            self.say(&error.to_string());
         }
         if !self.tell_logger(&Command::Finish { id: id.clone() }) {
             self.drained(id);

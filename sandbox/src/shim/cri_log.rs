@@ -11,6 +11,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 /// The most bytes of output in one entry.
 pub(crate) const MAX_LINE: usize = 16 << 10;
 
+/// The streams, as entries name them.
+pub(super) const STREAMS: [&str; 2] = ["stdout", "stderr"];
+
 /// Cuts one stream into entries.
 #[derive(Debug)]
 pub(crate) struct Lines {
@@ -72,6 +75,16 @@ impl Lines {
         to.extend_from_slice(bytes);
         to.push(b'\n');
     }
+}
+
+/// Whether more entries of the same line follow this one.
+pub(super) fn is_part(entry: &[u8]) -> bool {
+    entry.split(|byte| *byte == b' ').nth(2) == Some(b"P")
+}
+
+/// Appends an entry that is one line, or ends one.
+pub(super) fn whole_entry(stream: &'static str, words: &[u8], at: SystemTime, to: &mut Vec<u8>) {
+    Lines::new(stream).entry(&timestamp(at), b'F', words, to);
 }
 
 fn timestamp(at: SystemTime) -> String {

@@ -5,17 +5,17 @@
 //! stream, and one buffer. When its containers end, the output that is in the pipes by then is written;
 //! a stray process that keeps a pipe open does not hold up the exit (see [`DRAIN`]).
 //!
+//! Descriptors that do not fit are lost without a trace, and a container whose output nobody reads dies of
+//! it. So the logger keeps places free for the streams of every log that it has agreed to open, and agrees
+//! to none without (see [`Process::keep_places`]).
+//!
 //! Clients that attach get the output from here, before it is written (see [`fanout`](super::fanout)).
 
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions},
-    io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::OpenOptionsExt,
-    },
-    path::{Path, PathBuf},
+    io::{self, ErrorKind},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -23,7 +23,12 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
-use super::{cri_log::Lines, fanout::Clients, report};
+use super::{
+    cri_log::{Lines, STREAMS},
+    fanout::Clients,
+    log_file::LogFile,
+    report,
+};
 use crate::{ContainerId, sys, wire};
 
 /// How long output may still come after a container's end while some process holds its pipe open.
@@ -32,6 +37,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 const REOPEN: Duration = Duration::from_secs(1);
 /// Read at once from one stream.
 const CHUNK: usize = 64 << 10;
+/// Descriptors that one packet may bring: a container's stdout and stderr, or those of a client.
+const BROUGHT: usize = 2;
 
 /// From the shim.
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,7 +72,7 @@ pub(super) enum Answer {
     Drained {
         id: ContainerId,
     },
-    /// The client has left too much unread and gets nothing more.
+    /// The client gets nothing more: it has left too much unread, or there is no room for its sockets.
     TooSlow {
         client: u64,
     },
@@ -117,14 +124,18 @@ struct Process<'a> {
     connected: bool,
     quitting: bool,
     buffer: Vec<u8>,
+    /// Descriptors that are given up for those that come.
+    places: Vec<OwnedFd>,
 }
 
 /// One container's log.
 #[derive(Default)]
 struct Log {
     path: Option<PathBuf>,
-    file: Option<File>,
+    file: Option<LogFile>,
     streams: Vec<Stream>,
+    /// The streams have not come yet.
+    awaited: bool,
     clients: Clients,
     /// The drain ends at this time.
     finish: Option<Instant>,
@@ -150,7 +161,44 @@ enum Ready {
 
 impl<'a> Process<'a> {
     fn new(socket: &'a OwnedFd) -> Self {
-        Self { socket, logs: BTreeMap::new(), connected: true, quitting: false, buffer: vec![0; CHUNK] }
+        let (logs, places) = Default::default();
+        let mut process =
+            Self { socket, logs, connected: true, quitting: false, buffer: vec![0; CHUNK], places };
+        process.keep_places();
+        process
+    }
+
+    /// Takes places for what the next packet brings, and for the streams that each log waits for. False when
+    /// there are not so many.
+    fn keep_places(&mut self) -> bool {
+        let awaited = self.logs.values().filter(|log| log.awaited).count();
+        let wanted = BROUGHT * (1 + awaited);
+        self.places.truncate(wanted);
+        while self.places.len() < wanted {
+            match self.socket.try_clone() {
+                Ok(place) => self.places.push(place),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// Opens a log, if there will be room for its streams too.
+    fn open(&mut self, id: &ContainerId, path: Option<PathBuf>) -> io::Result<()> {
+        let opened = path.as_deref().map(LogFile::open).transpose();
+        let awaited = opened.is_ok();
+        // Without a file output is discarded, until the log is opened anew.
+        let (file, failed) = opened.map_or_else(|error| (None, Some(error)), |file| (file, None));
+        self.logs.insert(id.clone(), Log { path, file, awaited, ..Log::default() });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if self.keep_places() {
+            return Ok(());
+        }
+        self.logs.remove(id);
+        let full = io::Error::from_raw_os_error(libc::EMFILE);
+        Err(io::Error::new(full.kind(), format!("the pod's logger has no room for its output: {full}")))
     }
 
     fn run(&mut self) {
@@ -206,7 +254,12 @@ impl<'a> Process<'a> {
 
     fn commands(&mut self) {
         while self.connected {
-            let (packet, mut files) = match wire::receive_packet(self.socket) {
+            self.places.clear();
+            let received = wire::receive_packet(self.socket);
+            if !matches!(received, Ok(Some(_))) {
+                self.keep_places();
+            }
+            let (packet, files) = match received {
                 Ok(None) => return,
                 Ok(Some((packet, files))) if !packet.is_empty() => (packet, files),
                 _ => {
@@ -215,43 +268,53 @@ impl<'a> Process<'a> {
                     return;
                 }
             };
-            match serde_json::from_slice(&packet) {
-                Ok(Command::Open { id, path }) => {
-                    let opened = path.as_deref().map(open).transpose();
-                    let error = opened.as_ref().err().map(ToString::to_string);
-                    // Without a file output is discarded, until the log is opened anew.
-                    let file = opened.ok().flatten();
-                    self.logs.insert(id.clone(), Log { path, file, ..Log::default() });
-                    self.answer(&Answer::Opened { id, error });
-                }
-                Ok(Command::Streams { id }) => {
-                    let log = self.logs.entry(id).or_default();
-                    let names = ["stdout", "stderr"].into_iter().enumerate();
-                    let stream = |(fd, (kind, name))| Stream { fd, kind, lines: Lines::new(name) };
-                    log.streams = files.drain(..).zip(names).map(stream).collect();
-                }
-                Ok(Command::Attach { id, client, streams }) => {
-                    // Of a container that has ended the client's sockets are closed here: end of file.
-                    if let Some(log) = self.logs.get_mut(&id) {
-                        let mut files = files.into_iter();
-                        let output = |kind: usize| {
-                            let file = streams[kind].then(|| files.next()).flatten();
-                            file.filter(|_| log.streams.iter().any(|stream| stream.kind == kind))
-                        };
-                        let outputs = [0, 1].map(output);
-                        log.clients.join(client, outputs);
-                    }
-                }
-                Ok(Command::Reopen { id }) => {
-                    self.logs.entry(id).or_default().reopen = Some(Instant::now() + REOPEN);
-                }
-                Ok(Command::Finish { id }) => {
-                    self.logs.entry(id).or_default().finish = Some(Instant::now() + DRAIN);
-                }
-                Ok(Command::Quit) => self.quitting = true,
-                Err(_) => {}
+            if let Ok(command) = serde_json::from_slice(&packet) {
+                self.command(command, files);
             }
+            self.keep_places();
         }
+    }
+
+    fn command(&mut self, command: Command, files: Vec<OwnedFd>) {
+        match command {
+            Command::Open { id, path } => {
+                let error = self.open(&id, path).err().map(|error| error.to_string());
+                self.answer(&Answer::Opened { id, error });
+            }
+            Command::Streams { id } => {
+                let log = self.logs.entry(id).or_default();
+                log.awaited = false;
+                let names = STREAMS.into_iter().enumerate();
+                let stream = |(fd, (kind, name))| Stream { fd, kind, lines: Lines::new(name) };
+                log.streams = files.into_iter().zip(names).map(stream).collect();
+            }
+            Command::Attach { id, client, streams } => self.attach(&id, client, streams, files),
+            Command::Reopen { id } => {
+                self.logs.entry(id).or_default().reopen = Some(Instant::now() + REOPEN);
+            }
+            Command::Finish { id } => {
+                self.logs.entry(id).or_default().finish = Some(Instant::now() + DRAIN);
+            }
+            Command::Quit => self.quitting = true,
+        }
+    }
+
+    fn attach(&mut self, id: &ContainerId, client: u64, streams: [bool; 2], files: Vec<OwnedFd>) {
+        let wanted = streams.iter().filter(|wanted| **wanted).count();
+        // Its sockets must not take the places of a container's streams.
+        if files.len() != wanted || !self.keep_places() {
+            drop(files);
+            return self.answer(&Answer::TooSlow { client });
+        }
+        // Of a container that has ended the client's sockets are closed here: end of file.
+        let Some(log) = self.logs.get_mut(id) else { return };
+        let mut files = files.into_iter();
+        let output = |kind: usize| {
+            let file = streams[kind].then(|| files.next()).flatten();
+            file.filter(|_| log.streams.iter().any(|stream| stream.kind == kind))
+        };
+        let outputs = [0, 1].map(output);
+        log.clients.join(client, outputs);
     }
 
     /// Does what has become due: swaps files, ends drains.
@@ -261,10 +324,13 @@ impl<'a> Process<'a> {
         for (id, log) in &mut self.logs {
             if log.reopen.is_some_and(|until| now >= until || log.at_boundary()) {
                 log.reopen = None;
-                let reopened = log.path.as_deref().map(open).transpose();
+                let reopened = log.path.as_deref().map(LogFile::open).transpose();
                 let error = reopened.as_ref().err().map(ToString::to_string);
-                if let Ok(file) = reopened {
-                    log.file = file;
+                if let Ok(Some(file)) = reopened {
+                    match &mut log.file {
+                        Some(old) => old.replace(file),
+                        none => *none = Some(file),
+                    }
                 }
                 answers.push(Answer::Reopened { id: id.clone(), error });
             }
@@ -308,23 +374,24 @@ impl Log {
             Err(_) => 0,
         };
         let mut entries = Vec::new();
+        let kind = stream.kind;
         if count == 0 {
             stream.lines.finish(SystemTime::now(), &mut entries);
-            self.clients.end(stream.kind);
+            self.clients.end(kind);
             self.streams.remove(index);
         } else {
             // First, since the disk may take its time.
-            self.clients.give(stream.kind, &buffer[..count], slow);
+            self.clients.give(kind, &buffer[..count], slow);
             stream.lines.take(&buffer[..count], SystemTime::now(), &mut entries);
         }
-        self.write(&entries);
+        self.write(kind, &entries);
         count > 0
     }
 
     /// A disk that is full or gone loses entries, never the container.
-    fn write(&mut self, entries: &[u8]) {
+    fn write(&mut self, kind: usize, entries: &[u8]) {
         if let Some(file) = &mut self.file {
-            let _ = file.write_all(entries);
+            file.write(kind, entries, SystemTime::now());
         }
     }
 
@@ -339,7 +406,7 @@ impl Log {
         for mut stream in std::mem::take(&mut self.streams) {
             let mut entries = Vec::new();
             stream.lines.finish(SystemTime::now(), &mut entries);
-            self.write(&entries);
+            self.write(stream.kind, &entries);
         }
     }
 
@@ -349,22 +416,4 @@ impl Log {
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
-}
-
-/// Opens a log file for appending: a regular file, not through a link at its end. An entry that a logger
-/// was killed in the middle of is ended.
-fn open(path: &Path) -> io::Result<File> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("log {}: {error}", path.display()));
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-    let mut options = OpenOptions::new();
-    options.read(true).append(true).create(true).mode(0o640).custom_flags(flags);
-    let mut file = options.open(path).map_err(named)?;
-    if !file.metadata().map_err(named)?.is_file() {
-        return Err(named(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file")));
-    }
-    let mut last = [0];
-    if file.seek(SeekFrom::End(-1)).is_ok() && file.read_exact(&mut last).is_ok() && last != *b"\n" {
-        file.write_all(b"\n").map_err(named)?;
-    }
-    Ok(file)
 }

@@ -19,6 +19,7 @@ mod device_directory;
 mod exec;
 mod exec_session;
 mod fanout;
+mod log_file;
 mod logger;
 mod overmount;
 mod pause;
@@ -60,6 +61,8 @@ use crate::{ContainerId, Layout, PodId, sys};
 const UNUSED: Duration = Duration::from_secs(60);
 /// How often what waits for the kernel (an emptied cgroup) is tried again.
 const RETRY: Duration = Duration::from_millis(5);
+/// How long to wait when no connection can be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Least chosen by the kernel when memory is short, short of "never".
 const OOM_SCORE: &str = "-999";
 
@@ -144,6 +147,7 @@ fn set_up(layout: Layout, pod: PodId, listener: UnixListener) -> Result<Shim, Sh
         closing: None,
         done: false,
         idle_since: Instant::now(),
+        deaf_until: None,
     })
 }
 
@@ -170,6 +174,8 @@ struct Shim {
     closing: Option<Closing>,
     done: bool,
     idle_since: Instant,
+    /// No connection could be accepted; not looked at until this time.
+    deaf_until: Option<Instant>,
 }
 
 /// What holds the pod, once it is open.
@@ -227,8 +233,8 @@ impl Shim {
 
     fn wait(&self) -> io::Result<Vec<Source>> {
         let mut sources = vec![Source::Signals, Source::Listener];
-        let mut fds =
-            vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        let listen = if self.deaf_until.is_some() { PollFlags::empty() } else { PollFlags::IN };
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listener, listen)];
         if let Some(connection) = &self.connection {
             sources.push(Source::Connection);
             fds.push(PollFd::new(&connection.socket, connection.interest()));
@@ -259,6 +265,12 @@ impl Shim {
         let left = left.and_then(|left| rustix::event::Timespec::try_from(left).ok());
         match poll(&mut fds, left.as_ref()) {
             Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
+            // Of the kernel's memory, for a moment: the pod must not end of it.
+            Err(rustix::io::Errno::NOMEM | rustix::io::Errno::AGAIN) => {
+                let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+                let _passed = poll(&mut [], Some(&pause));
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(error.into()),
             Ok(_) => {}
         }
@@ -288,7 +300,8 @@ impl Shim {
         let closing = self.closing.as_ref().map(Closing::deadline);
         let unused = self.holder.is_none().then(|| self.idle_since + UNUSED);
         let revival = self.holder.as_ref().and_then(|holder| holder.revival);
-        containers.chain(execs).chain(closing).chain(unused).chain(revival).min()
+        let times = [revival, self.deaf_until].into_iter().flatten();
+        containers.chain(execs).chain(closing).chain(unused).chain(times).min()
     }
 
     /// Does what has become due.
@@ -297,6 +310,9 @@ impl Shim {
             self.done = true;
         }
         self.revive_logger(now);
+        if self.deaf_until.is_some_and(|until| now >= until) {
+            self.deaf_until = None;
+        }
         let due: Vec<ContainerId> = self
             .containers
             .iter()
@@ -328,6 +344,14 @@ impl Shim {
             self.early.clear();
         }
         self.flush();
+    }
+
+    /// Says something in the pod's `shim.log`. On a full disk it is lost; the macros for this would panic.
+    fn say(&self, words: &str) {
+        let _unsaid = io::Write::write_fmt(
+            &mut io::stderr(),
+            format_args!("podhold-shim: pod {}: {words}\n", self.pod),
+        );
     }
 
     fn bundle(&self, id: &ContainerId) -> PathBuf {

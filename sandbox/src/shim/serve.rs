@@ -35,6 +35,11 @@ impl Shim {
         if self.closing.is_some() && !matches!(call, Call::Hello(_) | Call::List(_) | Call::Close(_)) {
             return self.reply(to, refused("the pod is being closed"));
         }
+        if self.is_new(&call)
+            && let Err(error) = self.has_room()
+        {
+            return self.reply(to, io_failure("begin something new in the pod's shim", &error));
+        }
         match call {
             Call::Hello(hello) => self.hello(to, &hello),
             Call::MakeNamespaces(call) => self.make_namespaces(to, call),
@@ -67,6 +72,15 @@ impl Shim {
                 self.reply(to, list);
             }
             Call::Close(_) => self.closing.get_or_insert_with(Closing::new).waiters.push(to),
+        }
+    }
+
+    /// Whether a request begins something that stays open for a while.
+    fn is_new(&self, call: &Call) -> bool {
+        match call {
+            Call::Exec(_) | Call::Attach(_) => true,
+            Call::Start(start) => self.containers.keys().all(|known| known.as_str() != start.container),
+            _ => false,
         }
     }
 

@@ -147,8 +147,11 @@ impl Cache {
             clear(&temporary)?;
             let mut file =
                 fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-            file.write_all(&serde_json::to_vec(&record)?)?;
-            fs::rename(&temporary, path)
+            let written = serde_json::to_vec(&record).map_err(io::Error::from);
+            let written = written.and_then(|text| file.write_all(&text));
+            let placed = written.and_then(|()| fs::rename(&temporary, path));
+            // A disk that is full half way through leaves nothing half.
+            placed.inspect_err(|_| drop(fs::remove_file(&temporary)))
         })
         .await
     }
