@@ -18,6 +18,7 @@ pub mod programs;
 pub mod raw;
 pub mod registry;
 pub mod rig;
+pub mod soak;
 pub mod store;
 pub mod streams;
 

@@ -101,6 +101,11 @@ impl Snapshot {
         ])))
     }
 
+    /// How many things of this kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.0.get(&kind).map_or(0, |things| things.values().sum())
+    }
+
     /// Every difference between `self` and the later `after`.
     pub fn compare(&self, after: &Self) -> Vec<Leak> {
         let nothing = BTreeMap::new();
