@@ -203,9 +203,8 @@ impl Runtime {
             self.fold(&container.id, container.state);
         }
         for container in self.store.containers_of(id) {
-            if container.phase == ContainerPhase::Unknown {
-                self.store.container_event(&container.record.id, ContainerEvent::NeverStarted);
-            }
+            // Not known to a shim that has deleted it, or that is about to end.
+            self.fold_dead(container);
         }
         self.watch(id.clone(), open.events);
         Ok(())
@@ -238,7 +237,7 @@ impl Runtime {
         });
     }
 
-    /// A container whose pod does not run: how it ended is on disk, or nobody knows.
+    /// A container that no shim knows: how it ended is on disk, or nobody knows, or it was never started.
     fn fold_dead(self: &Arc<Self>, container: Container) {
         if container.phase != ContainerPhase::Unknown {
             return;

@@ -1,6 +1,9 @@
 //! The calls of a storm, and their answers in the ledger's words.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use podhold_proto::cri::*;
 use tonic::Status;
@@ -26,6 +29,7 @@ pub(super) fn one_of(dice: &mut Dice) -> &'static str {
 pub(super) struct Orders {
     pub slots: Vec<Slot>,
     pods: Vec<PodSandboxConfig>,
+    pulls: AtomicBool,
 }
 
 impl Orders {
@@ -46,7 +50,17 @@ impl Orders {
                 pods.push(config);
             }
         }
-        Self { slots, pods }
+        Self { slots, pods, pulls: AtomicBool::new(true) }
+    }
+
+    /// Whether images are pulled as well.
+    pub(super) fn pulls(&self) -> bool {
+        self.pulls.load(Ordering::Relaxed)
+    }
+
+    /// No images are pulled from now on: a connection to a registry is kept for minutes, and is a file.
+    pub(super) fn pull_no_more(&self) {
+        self.pulls.store(false, Ordering::Relaxed);
     }
 
     fn pod(&self, slot: &Slot, other: bool) -> PodSandboxConfig {

@@ -144,8 +144,8 @@ impl Storm {
             87..89 => Some(What::RemovePod(pod.clone())),
             89..93 => Some(What::ListPods),
             93..97 => Some(What::ListContainers),
-            97..98 => Some(What::ListStats),
-            _ => Some(What::Pull),
+            97..99 => Some(What::ListStats),
+            _ => self.orders.pulls().then_some(What::Pull),
         };
         chosen.unwrap_or_else(|| What::Create(pod, calls::one_of(dice), false))
     }

@@ -208,13 +208,13 @@ impl Ledger {
             (What::Start(id), Code::FailedPrecondition) => {
                 wrong_if(!self.facts(id, |facts| self.may_end(facts)), "nobody has ended it or its pod")
             }
-            (What::Exec(id) | What::Reopen(id), Code::FailedPrecondition) => {
+            (What::Exec(id) | What::Reopen(id) | What::Stats(id), Code::FailedPrecondition) => {
                 let runs = |facts: &ContainerFacts| {
                     before(facts.start.done, call.begun) && !self.may_end(facts)
                 };
                 wrong_if(self.facts(id, runs), "it runs, and nobody has ended it")
             }
-            (What::Update(id) | What::Stats(id), Code::FailedPrecondition) => {
+            (What::Update(id), Code::FailedPrecondition) => {
                 wrong_if(!self.facts(id, |facts| self.may_end(facts)), "nobody has ended it")
             }
             (_, code) => Err(format!("this verb never answers {code:?}")),

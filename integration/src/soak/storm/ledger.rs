@@ -302,8 +302,13 @@ impl Ledger {
         }
         verdict.map_err(|wrong| {
             let Call { begun, what } = call;
-            let trail = self.trail(call).join("\n  ");
-            format!("{what:?} (ticks {begun} to {now}): {outcome:?}\nis wrong: {wrong}\nbefore:\n  {trail}")
+            let named = wrong.split(": ").next().unwrap_or_default();
+            let trail = self.trail(call, named).join("\n  ");
+            let outcome = match outcome {
+                Outcome::Reply(Reply::Pods(_) | Reply::Containers(_)) => "a list".to_owned(),
+                other => format!("{other:?}"),
+            };
+            format!("{what:?} (ticks {begun} to {now}): {outcome}\nis wrong: {wrong}\nbefore:\n  {trail}")
         })
     }
 
@@ -426,10 +431,10 @@ impl Ledger {
         }
     }
 
-    /// What has happened before to the object of a call and to its pod.
-    fn trail(&self, call: &Call) -> Vec<String> {
+    /// What has happened before to the object of a call, or to the one named, and to its pod.
+    fn trail(&self, call: &Call, named: &str) -> Vec<String> {
         let kills = self.kills.iter().rev().take(3).map(|(from, to)| format!("killed {from}, up {to:?}"));
-        let id = match &call.what {
+        let id: &str = match &call.what {
             What::StopPod(id) | What::RemovePod(id) | What::PodStatus(id) | What::Create(id, ..) => id,
             What::Start(id) | What::Stop(id, _) | What::Remove(id) | What::Status(id) => id,
             What::Exec(id) | What::Update(id) | What::Reopen(id) | What::Stats(id) => id,
@@ -437,10 +442,10 @@ impl Ledger {
                 let of_slot = self.pods.values().filter(|pod| pod.slot.as_ref() == Some(slot));
                 return kills.chain(of_slot.flat_map(|pod| pod.trail.clone())).collect();
             }
-            _ => return kills.collect(),
+            _ => named,
         };
         let container = self.containers.get(id);
-        let pod = self.pods.get(container.map_or(id, |container| &container.pod));
+        let pod = self.pods.get(container.map_or(id, |container| container.pod.as_str()));
         let lines = container.map(|container| container.trail.clone()).unwrap_or_default();
         kills.chain(lines).chain(pod.map(|pod| pod.trail.clone()).unwrap_or_default()).collect()
     }

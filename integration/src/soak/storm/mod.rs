@@ -91,6 +91,7 @@ pub async fn run(rig: &mut Rig, plan: Plan) -> Report {
     let mut silences = with_kills(rig, &storm, plan).await;
     remove_all(rig, &storm).await;
     rig.crash_and_restart().await;
+    storm.orders.pull_no_more();
     // A daemon of its own for the comparison: what it uses before anybody asks it for anything.
     let rest = Usage::at_rest(rig).await;
     table.add("a new daemon", rest, Things::of(rig).await);
@@ -174,8 +175,17 @@ async fn finish(rig: &Rig, storm: &Storm, mut clients: JoinSet<()>, end: watch::
     }
     silence(rig, storm).await;
     if let Some(wrong) = storm.wrong.borrow().clone() {
-        panic!("{wrong}");
+        panic!("{wrong}\nthe daemons said:\n{}", said_of(rig, &wrong));
     }
+}
+
+/// What the daemons have said of the objects that are named.
+fn said_of(rig: &Rig, wrong: &str) -> String {
+    let words = wrong.split(|c: char| !c.is_ascii_alphanumeric());
+    let ids: Vec<&str> = words.filter(|word| word.len() == 64).collect();
+    let log = crate::daemon::log(&rig.places);
+    let lines = log.lines().filter(|line| ids.iter().any(|id| line.contains(id)));
+    lines.take(100).collect::<Vec<_>>().join("\n")
 }
 
 /// Compares the daemon with the kernel while no client calls.
