@@ -66,6 +66,23 @@ impl Processes {
     }
 }
 
+/// The pids, as the machine has them, of a pod's processes of this name: `podhold-shim`, `pause`.
+pub fn of_pod(rig: &Rig, pod: &str, program: &str) -> io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(rig.machine.process(1).with_file_name(""))? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+        let text = |file: &str| String::from_utf8_lossy(&read(file)).into_owned();
+        // A shim names its pod; pause is in a cgroup of it.
+        let named = text("cmdline").contains(program) || text("comm").trim_end() == program;
+        if named && (text("cmdline").contains(pod) || text("cgroup").contains(pod)) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
 /// The pid of a container's first process, as the machine has it; 0 when it does not run.
 pub async fn pid(rig: &Rig, container: &str) -> Result<i32, tonic::Status> {
     let request = ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
