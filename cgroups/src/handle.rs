@@ -13,7 +13,7 @@ use std::{
 use oci_spec::runtime::LinuxResources;
 
 use crate::{
-    CgroupError, CgroupPath, Driver, Stats, Version, kill, limits,
+    CgroupError, CgroupPath, Driver, Stats, Version, find, kill, limits,
     mounts::{self, Hierarchy},
     remove, stats,
 };
@@ -113,6 +113,12 @@ impl Cgroups {
     /// Whether the cgroup exists (in the hierarchy that statistics come from).
     pub fn exists(&self, path: &CgroupPath) -> bool {
         self.main_dir(path).is_dir()
+    }
+
+    /// The cgroup whose own name is `name`, wherever it is. Walks the whole tree: for what has lost its
+    /// record.
+    pub fn find(&self, name: &str) -> Option<CgroupPath> {
+        find::find(self, name)
     }
 
     /// Whether these limits can be set in a cgroup beneath `parent`, which may not exist yet: whether they
@@ -263,12 +269,16 @@ impl Cgroups {
     /// The directory that processes are counted and frozen in: on v1 the freezer's, since libcontainer
     /// joins neither `name=systemd` nor the unified tree.
     pub(crate) fn main_dir(&self, path: &CgroupPath) -> PathBuf {
+        self.main_root().join(path.relative())
+    }
+
+    /// The root of the hierarchy in which the cgroup is looked for.
+    pub(crate) fn main_root(&self) -> &Path {
         let root = match self.version() {
             Version::V2 => self.unified_root(),
             Version::V1 => ["freezer", "devices", "pids", "memory"].iter().find_map(|c| self.root_of(c)),
         };
-        let root = root.unwrap_or_else(|| &self.inner.hierarchies[0].root);
-        root.join(path.relative())
+        root.unwrap_or_else(|| &self.inner.hierarchies[0].root)
     }
 
     fn require(&self, path: &CgroupPath) -> Result<(), CgroupError> {

@@ -9,6 +9,7 @@ mod devices;
 mod driver;
 mod error;
 mod events;
+mod find;
 mod handle;
 mod kill;
 mod limits;

@@ -15,7 +15,7 @@ use crate::{
     cgroup, configs,
     cri::Cri,
     daemon::{self, Daemon, Places},
-    leaks::{Leak, Snapshot},
+    leaks::{Kind, Leak, Snapshot},
     machine::Machine,
     programs, store,
 };
@@ -146,6 +146,31 @@ impl Rig {
         self.settled().await
     }
 
+    /// Ends everything in the machine at once, as a loss of power does, and boots it anew: namespaces, links,
+    /// rules and mounts are gone, and the run directory's content too where it is `lost`. Answers how long
+    /// the daemon took to come back.
+    ///
+    /// Cgroups stay, since they are the real host's. Before [`finish`](Self::finish) run
+    /// [`leave_what_stays`](Self::leave_what_stays).
+    ///
+    /// # Panics
+    /// When the machine or the daemon does not come back.
+    pub async fn reboot(&mut self, run: RunDirectory) -> Duration {
+        self.machine.reboot().await.unwrap_or_else(|error| panic!("{error}"));
+        if run == RunDirectory::Lost {
+            fs::remove_dir_all(self.places.run()).expect("empty the run directory");
+        }
+        fs::remove_file(self.machine.directory().join("registry.log")).expect("remove the registry's log");
+        self.registry = start_registry(&self.machine).await;
+        let fresh = self.snapshot().await;
+        let kinds = [Kind::Mount, Kind::Namespace, Kind::Process];
+        self.before = std::mem::take(&mut self.before).with(&kinds, &fresh);
+        let begun = Instant::now();
+        let again = Daemon::start(&self.machine, &self.places).await;
+        self.daemon = again.unwrap_or_else(|error| panic!("{error}"));
+        begun.elapsed()
+    }
+
     /// Compares the machine with what it was before the test, then ends everything.
     ///
     /// # Panics
@@ -207,7 +232,10 @@ impl Rig {
 
     /// Runs one pod with a host port. CNI plugins make some things once for all pods and never remove
     /// them: the bridge, and the tables and chains for host ports.
-    async fn leave_what_stays(&self) {
+    ///
+    /// # Panics
+    /// When the pod does not run.
+    pub async fn leave_what_stays(&self) {
         let mut config = self.pod("first");
         config.port_mappings =
             vec![PortMapping { container_port: 80, host_port: 65000, ..Default::default() }];
@@ -217,6 +245,15 @@ impl Rig {
         ended.unwrap_or_else(|status| panic!("first container: {status}"));
         self.cri().end_pod(&pod).await.unwrap_or_else(|status| panic!("end the first pod: {status}"));
     }
+}
+
+/// What becomes of the run directory in a reboot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunDirectory {
+    /// It is empty, as a tmpfs is.
+    Lost,
+    /// It is on a disk.
+    Kept,
 }
 
 /// Shows the end of the daemon's log when a test fails.

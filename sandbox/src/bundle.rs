@@ -9,8 +9,16 @@ use std::{
 };
 
 use oci_spec::runtime::Spec;
+use serde::de::DeserializeOwned;
 
-use crate::{ContainerId, Layout, PodId, seccomp};
+use crate::{
+    ContainerId, Layout, PodId,
+    record::{self, RecordError},
+    seccomp,
+};
+
+/// The largest `config.json` that is read, in bytes.
+const LARGEST_CONFIG: u64 = 32 << 20;
 
 /// The name of the seccomp profile's program, compiled; beside `config.json`.
 pub(crate) const SECCOMP_PROGRAM: &str = "seccomp.bpf";
@@ -70,6 +78,14 @@ pub fn create(layout: &Layout, pod: &PodId, container: &ContainerId, spec: &Spec
         None => remove_file(&path.join(SECCOMP_PROGRAM))?,
     }
     replace_file(&path.join("config.json"), &json)
+}
+
+/// Reads `config.json`, as what `T` takes of it. What somebody else may have written is refused.
+pub fn config<T: DeserializeOwned>(bundle: &Path) -> Result<T, RecordError> {
+    let path = bundle.join("config.json");
+    let bytes = record::read_bytes(&path, LARGEST_CONFIG)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| RecordError::Invalid { path, reason: format!("it cannot be understood: {error}") })
 }
 
 /// Removes the bundle; success when there is none. The caller has unmounted `rootfs`: a directory on

@@ -48,7 +48,17 @@ impl Layout {
 
     /// Bind mount that pins the pod's network namespace.
     pub fn netns(&self, pod: &PodId) -> PathBuf {
-        self.run.join("netns").join(pod.as_str())
+        self.netns_dir().join(pod.as_str())
+    }
+
+    /// Directory of all pinned network namespaces.
+    pub fn netns_dir(&self) -> PathBuf {
+        self.run.join("netns")
+    }
+
+    /// The record of the boot in which a daemon last ran.
+    pub fn boot_record(&self) -> PathBuf {
+        self.state.join("boot.json")
     }
 
     /// tmpfs mounted as `/dev/shm` in the pod's containers.

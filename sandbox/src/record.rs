@@ -1,13 +1,17 @@
-//! Small records on disk: written whole or not at all, read with bounds.
+//! Small records on disk: written whole or not at all, read with bounds and with suspicion.
 //!
 //! Invariant: a file at a record's path is a complete record in an envelope that names its version,
-//! `{"version":1,"data":…}`. Nothing is synced: a record survives the death of every process, not the
+//! `{"version":1,"data":…}`, that its writer owns and nobody else may write. Nothing is synced: a record survives the death of every process, not the
 //! loss of power.
 
 use std::{
-    fs,
+    cmp::Ordering,
+    fs::{self, File},
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -84,30 +88,77 @@ pub fn write(path: &Path, data: &impl Serialize) -> Result<(), RecordError> {
     renamed
 }
 
-/// Reads a record. A symbolic link, a device or a file over [`MAX_SIZE`] is refused.
+/// Reads a record, under the conditions of [`open`].
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
-    let failed = |operation| move |source| RecordError::Io { path: path.to_owned(), operation, source };
     let invalid = |reason: String| RecordError::Invalid { path: path.to_owned(), reason };
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
-        .map_err(failed("open"))?;
-    if !file.metadata().map_err(failed("stat"))?.is_file() {
-        return Err(invalid("it is not a regular file".into()));
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_SIZE + 1).read_to_end(&mut bytes).map_err(failed("read"))?;
-    if bytes.len() as u64 > MAX_SIZE {
-        return Err(invalid(format!("it is larger than {MAX_SIZE} bytes")));
-    }
+    let bytes = read_bytes(path, MAX_SIZE)?;
     let unreadable = |error: serde_json::Error| invalid(format!("it cannot be understood: {error}"));
     let VersionOnly { version } = serde_json::from_slice(&bytes).map_err(unreadable)?;
-    if version != VERSION {
-        return Err(invalid(format!("its version is {version}, this build reads version {VERSION}")));
+    // There has been one version so far. A later build that changes what a record holds turns the
+    // older ones into its own here.
+    match version.cmp(&VERSION) {
+        Ordering::Equal => {}
+        Ordering::Less => {
+            return Err(invalid(format!("its version is {version}; none is older than {VERSION}")));
+        }
+        Ordering::Greater => {
+            let reason = format!(
+                "its version is {version}, a newer podhold has written it; this build reads version {VERSION}"
+            );
+            return Err(invalid(reason));
+        }
     }
     let envelope: Envelope<T> = serde_json::from_slice(&bytes).map_err(unreadable)?;
     Ok(envelope.data)
+}
+
+/// Reads a whole file of ours, under the conditions of [`open`]. One over `most` bytes is refused.
+pub fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, RecordError> {
+    let mut bytes = Vec::new();
+    let read = open(path)?.take(most + 1).read_to_end(&mut bytes);
+    read.map_err(|source| RecordError::Io { path: path.to_owned(), operation: "read", source })?;
+    if bytes.len() as u64 > most {
+        let reason = format!("it is larger than {most} bytes");
+        return Err(RecordError::Invalid { path: path.to_owned(), reason });
+    }
+    Ok(bytes)
+}
+
+/// Opens a file of ours to read it. What is not a regular file (a link, a FIFO, a device, a directory) is
+/// refused without being opened, and so is what somebody else owns or may write.
+pub fn open(path: &Path) -> Result<File, RecordError> {
+    let failed = |operation| move |source| RecordError::Io { path: path.to_owned(), operation, source };
+    let place = look(path, "it is not a regular file", fs::Metadata::is_file)?;
+    File::open(format!("/proc/self/fd/{}", place.as_raw_fd())).map_err(failed("open"))
+}
+
+/// Refuses what is not a directory that we own and nobody else may write. A missing one is an error.
+pub fn check_directory(path: &Path) -> Result<(), RecordError> {
+    look(path, "it is not a directory", fs::Metadata::is_dir).map(drop)
+}
+
+/// Finds a file without opening it, since opening a device does things, and checks what it is.
+fn look(path: &Path, other: &str, kind: impl Fn(&fs::Metadata) -> bool) -> Result<File, RecordError> {
+    let failed = |operation| move |source| RecordError::Io { path: path.to_owned(), operation, source };
+    let invalid = |reason: String| RecordError::Invalid { path: path.to_owned(), reason };
+    let place = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(failed("open"))?;
+    let found = place.metadata().map_err(failed("stat"))?;
+    let (owner, us) = (found.uid(), rustix::process::geteuid().as_raw());
+    if !kind(&found) {
+        return Err(invalid(other.to_owned()));
+    }
+    if owner != us {
+        return Err(invalid(format!("it belongs to user {owner}, not to user {us} as what podhold writes")));
+    }
+    if found.mode() & 0o022 != 0 {
+        let mode = found.mode() & 0o7777;
+        return Err(invalid(format!("others than its owner may write it (mode {mode:04o})")));
+    }
+    Ok(place)
 }
 
 /// Removes a record; success when there is none.
@@ -157,15 +208,55 @@ mod tests {
         for (content, reason) in [
             ("", "cannot be understood"),
             ("{\"version\":1,\"da", "cannot be understood"),
-            ("{\"version\":7,\"data\":[1]}", "version is 7"),
+            ("{\"version\":7,\"data\":[1]}", "a newer podhold"),
+            ("{\"version\":0,\"data\":[1]}", "none is older"),
+            ("\0\0\0\0", "cannot be understood"),
             ("{\"version\":1,\"data\":\"x\"}", "cannot be understood"),
         ] {
             fs::write(&path, content).unwrap();
             let error = read::<Vec<i32>>(&path).unwrap_err().to_string();
             assert!(error.contains(reason) && error.contains("bad.json"), "{error}");
         }
+        let deep = format!("{{\"version\":1,\"data\":{}", "[".repeat(1 << 20));
+        fs::write(&path, deep).unwrap();
+        assert!(read::<Vec<i32>>(&path).unwrap_err().to_string().contains("recursion"));
+        fs::File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(read::<Vec<i32>>(&path).unwrap_err().to_string().contains("larger than"));
+    }
+
+    #[test]
+    fn what_somebody_else_may_have_written_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        let refused = |reason: &str| {
+            let error = read::<Vec<i32>>(&path).unwrap_err().to_string();
+            assert!(error.contains(reason) && error.contains("a.json"), "{error}");
+        };
+        for mode in [0o620, 0o602, 0o666] {
+            write(&path, &[1]).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            refused("may write it");
+        }
+        if rustix::process::geteuid().is_root() {
+            write(&path, &[1]).unwrap();
+            std::os::unix::fs::chown(&path, Some(1000), None).unwrap();
+            refused("belongs to user 1000");
+            std::os::unix::fs::chown(dir.path(), Some(1000), None).unwrap();
+            assert!(check_directory(dir.path()).is_err());
+        } else {
+            println!("SKIPPED: the part with another owner needs root");
+        }
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
-        assert!(read::<Vec<i32>>(&path).is_err(), "a link is not followed");
+        refused("not a regular file");
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        refused("not a regular file");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        refused("not a regular file");
+        check_directory(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(check_directory(&path).unwrap_err().to_string().contains("mode 0770"));
     }
 }

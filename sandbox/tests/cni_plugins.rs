@@ -195,6 +195,10 @@ fn addresses_come_back_after_a_reboot_left_a_plain_file() {
     site.on_host(async |cni| cni.add(&site.attachment()).await.unwrap());
     netns::remove(&site.netns()).unwrap();
     fs::write(site.netns(), "").unwrap();
-    site.on_host(async |cni| cni.gc(&[]).await.unwrap());
+    site.on_host(async |cni| {
+        for pod in cni.cached() {
+            cni.del(&pod).await.unwrap();
+        }
+    });
     assert!(site.leased().is_empty(), "{:?}", site.leased());
 }

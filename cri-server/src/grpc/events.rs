@@ -77,6 +77,7 @@ mod tests {
             owned_cgroup: None,
             complete: true,
             ips: Vec::new(),
+            boot: None,
             limits: None,
         };
         store.add_pod(Pod {

@@ -54,7 +54,10 @@ impl Service {
         let handler = |name: &str| cri::RuntimeHandler { name: name.into(), features: Some(features) };
         Ok(cri::StatusResponse {
             status: Some(cri::RuntimeStatus { conditions: conditions(&self.runtime).await }),
-            info: info(request.verbose, || serde_json::json!({ "config": self.runtime.config() })),
+            info: info(
+                request.verbose,
+                || serde_json::json!({ "config": self.runtime.config(), "damaged": damaged(&self.runtime) }),
+            ),
             runtime_handlers: vec![handler(""), handler(HANDLER)],
             features: Some(runtime_features()),
         })
@@ -76,6 +79,12 @@ impl Service {
         }
         Ok(cri::UpdateRuntimeConfigResponse {})
     }
+}
+
+/// What was found on disk and cannot be used.
+fn damaged(runtime: &Runtime) -> Vec<serde_json::Value> {
+    let damaged = runtime.store().damaged().into_iter();
+    damaged.map(|damage| serde_json::json!({ "path": damage.path, "reason": damage.reason })).collect()
 }
 
 /// One range, or one of each address family with a comma between (CRI `NetworkConfig.pod_cidr`).

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use oci_spec::runtime::Spec;
 use podhold_cgroups::Version;
 use podhold_proto::cri;
-use podhold_sandbox::{ContainerId, launch::StartSpec};
+use podhold_sandbox::{ContainerId, bundle, launch::StartSpec};
 use tracing::info;
 
 use super::{
@@ -101,13 +101,13 @@ impl Runtime {
     async fn make_cgroup(&self, container: &Container) -> Result<()> {
         let cgroups = self.cgroups.clone();
         let record = Arc::clone(&container.record);
-        let config = self.layout.bundle(&record.pod, &record.id).join("config.json");
+        let bundle = self.layout.bundle(&record.pod, &record.id);
         blocking("cgroup", move || {
             cgroups.create(&record.cgroup)?;
             if cgroups.version() == Version::V1 {
                 return Ok(());
             }
-            let spec = Spec::load(&config).map_err(Error::doing(format!("reading {}", config.display())))?;
+            let spec: Spec = bundle::config(&bundle).map_err(Error::doing("container bundle"))?;
             let limits = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
             cgroups.set(&record.cgroup, &limits.unwrap_or_default()).map_err(Error::from)
         })
@@ -164,16 +164,16 @@ impl Runtime {
         let record = Arc::clone(&container.record);
         blocking("limits", move || {
             let (pod, id) = (&record.pod, &record.id);
-            let path = layout.bundle(pod, id).join("config.json");
+            let path = layout.bundle(pod, id);
             let doing = || format!("changing {}", path.display());
-            let mut spec = Spec::load(&path).map_err(Error::doing(doing()))?;
+            let mut spec: Spec = bundle::config(&path).map_err(Error::doing(doing()))?;
             let mut linux = spec.linux().clone().unwrap_or_default();
             let devices = linux.resources().as_ref().and_then(|now| now.devices().clone());
             let mut limits = limits;
             limits.set_devices(devices);
             linux.set_resources(Some(limits));
             spec.set_linux(Some(linux));
-            podhold_sandbox::bundle::create(&layout, pod, id, &spec).map_err(Error::doing(doing()))
+            bundle::create(&layout, pod, id, &spec).map_err(Error::doing(doing()))
         })
         .await
     }
@@ -190,15 +190,5 @@ impl Runtime {
                 container.phase.name()
             ))),
         }
-    }
-
-    /// A container by id or unique beginning of one.
-    pub fn known_container(&self, id: &str) -> Result<Container> {
-        self.store.find_container(id).ok_or_else(|| Error::not_found("container", id))
-    }
-
-    /// A pod by id or unique beginning of one.
-    pub fn known_pod(&self, id: &str) -> Result<Pod> {
-        self.store.find_pod(id).ok_or_else(|| Error::not_found("pod", id))
     }
 }

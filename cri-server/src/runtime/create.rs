@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -29,7 +29,7 @@ use crate::{
     spec::{self, Inputs, User, devices::HostDevice, mounts::HostMount, process::Granted},
     state::{
         Container, ContainerEvent, ContainerPhase, ContainerRecord, ContainerStatusRecord, Pod, PodPhase,
-        PodRecord, Reserve,
+        PodRecord, Reserve, log_path,
     },
 };
 
@@ -207,7 +207,8 @@ impl Runtime {
         order: &Order,
         users: Option<Arc<podhold_image::IdMap>>,
     ) -> Result<Found> {
-        let (runtime, config, log) = (Arc::clone(self), order.config.clone(), log_path(order));
+        let (runtime, config, log) =
+            (Arc::clone(self), order.config.clone(), log_path(&order.pod.record.config, &order.config));
         let look_up = move || {
             let mounts = prepare::mounts(&config.mounts)?;
             users.map_or(Ok(()), |users| users::check_sources(&mounts, &users))?;
@@ -294,7 +295,7 @@ impl Runtime {
             image_id: order.image.id.clone(),
             image_ref: order.image.digests.first().unwrap_or(&order.image.id).clone(),
             created_at: SystemTime::now(),
-            log_path: log_path(order),
+            log_path: log_path(&order.pod.record.config, &order.config),
             cgroup: pod.cgroup.child(order.id.as_str()),
             user: cri::LinuxContainerUser {
                 uid: user.uid.into(),
@@ -380,19 +381,12 @@ fn volume_images(order: &Order) -> BTreeMap<usize, String> {
     order.volumes.iter().map(|wanted| (wanted.index, wanted.image.id.clone())).collect()
 }
 
-/// Where a container's log is written, if it is asked for.
-fn log_path(order: &Order) -> Option<PathBuf> {
-    let directory = &order.pod.record.config.log_directory;
-    let asked = !order.config.log_path.is_empty() && !directory.is_empty();
-    asked.then(|| PathBuf::from(directory).join(&order.config.log_path))
-}
-
 /// The paths of the host that a request names.
 fn host_paths(order: &Order) -> Vec<String> {
     let mounts = order.config.mounts.iter().map(|mount| mount.host_path.clone());
     let devices = order.config.devices.iter().map(|device| device.host_path.clone());
     let profile = confinement::localhost_seccomp(&spec::process::security(&order.config));
-    let log = log_path(order).map(|path| path.display().to_string());
+    let log = log_path(&order.pod.record.config, &order.config).map(|path| path.display().to_string());
     mounts.chain(devices).chain(profile).chain(log).filter(|path| !path.is_empty()).collect()
 }
 

@@ -6,7 +6,10 @@
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use oci_spec::runtime::Process;
-use podhold_sandbox::launch::{ExecEnd, ExecIo, ExecSession, ExecSpec, LivePod};
+use podhold_sandbox::{
+    bundle,
+    launch::{ExecEnd, ExecIo, ExecSession, ExecSpec, LivePod},
+};
 use tokio::{io::AsyncReadExt, net::unix::pipe, sync::oneshot, time::timeout};
 
 use super::{Runtime, blocking, session::check_command};
@@ -89,11 +92,9 @@ impl Runtime {
         command: Vec<String>,
         terminal: bool,
     ) -> Result<Process> {
-        let path = self.layout.bundle(&container.record.pod, &container.record.id).join("config.json");
+        let bundle = self.layout.bundle(&container.record.pod, &container.record.id);
         blocking("exec", move || {
-            let operation = || format!("reading {}", path.display());
-            let text = std::fs::read(&path).map_err(Error::doing(operation()))?;
-            let config: Config = serde_json::from_slice(&text).map_err(Error::doing(operation()))?;
+            let config: Config = bundle::config(&bundle).map_err(Error::doing("container bundle"))?;
             let mut process = config.process.unwrap_or_default();
             process.set_args(Some(command));
             process.set_terminal(Some(terminal));

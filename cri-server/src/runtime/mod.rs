@@ -7,6 +7,7 @@ mod check;
 mod confinement;
 mod container;
 mod create;
+mod damaged;
 mod devices;
 mod exec;
 mod files;
@@ -45,13 +46,13 @@ use podhold_sandbox::{
 };
 use tokio::time::timeout;
 
-use self::flight::Flights;
 pub use self::{
     exec::ExecOutput,
     image::credentials,
     metrics::{ContainerReading, Disk, PodReading, Reading},
     stats::{ContainerUsage, PodUsage},
 };
+use self::{flight::Flights, recover::Boot};
 use crate::{
     config::Config,
     error::{Error, Result},
@@ -83,6 +84,8 @@ pub struct Runtime {
     /// Whether this host can give pods users of their own; found out when it is first asked.
     user_namespaces: tokio::sync::Mutex<Option<(bool, std::time::Instant)>>,
     under_way: UnderWay,
+    /// The boot of the host that this daemon lives in.
+    boot: Boot,
     usage: stats::Memory,
     /// Held by who writes or removes the status files of containers; by threads that may block only.
     status_files: std::sync::Mutex<()>,
@@ -121,7 +124,12 @@ impl Runtime {
             bin_dirs: config.cni.bin_dirs.clone(),
             cache_dir: layout.cni_cache(),
             timeout: config.cni_timeout(),
+            netns_dir: Some(layout.netns_dir()),
         });
+        let boot = {
+            let layout = layout.clone();
+            blocking("boot id", move || Boot::of_this_host(&layout)).await?
+        };
         let launcher = launcher(&config, &layout, &cgroups)?;
         let runtime = Arc::new(Self {
             cgroup_parent: config.cgroup_parent().map_err(Error::doing("configuration"))?,
@@ -135,6 +143,7 @@ impl Runtime {
             bounding: bounding_set()?,
             user_namespaces: tokio::sync::Mutex::default(),
             under_way: UnderWay::default(),
+            boot,
             usage: stats::Memory::default(),
             status_files: std::sync::Mutex::default(),
             _locks: locks,
@@ -175,8 +184,7 @@ impl Runtime {
     /// The OCI specification of a container, for a person to read; `None` when it cannot be read.
     pub fn container_spec(&self, container: &Container) -> Option<serde_json::Value> {
         let bundle = self.layout.bundle(&container.record.pod, &container.record.id);
-        let text = std::fs::read(bundle.join("config.json")).ok()?;
-        serde_json::from_slice(&text).ok()
+        podhold_sandbox::bundle::config(&bundle).ok()
     }
 
     /// Whether pods with a network of their own can be started now; the reason when not.
@@ -202,38 +210,43 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Makes the directories only root can enter, and takes their locks.
+/// Makes the directories only root can enter, and takes the locks of the two roots.
 fn make_directories(layout: &Layout) -> Result<[std::fs::File; 2]> {
     use std::os::unix::fs::MetadataExt;
-    for dir in [layout.run(), layout.state(), &layout.pods_run(), &layout.pods_state()] {
+    for dir in [layout.run(), layout.state(), &layout.pods_run(), &layout.pods_state(), &layout.cni_cache()] {
         prepare::private_dir(dir)?;
         let metadata =
-            std::fs::metadata(dir).map_err(Error::doing(format!("looking at {}", dir.display())))?;
+            std::fs::symlink_metadata(dir).map_err(Error::doing(format!("looking at {}", dir.display())))?;
+        let link = metadata.is_symlink();
+        // The two roots may be links that an administrator has made.
+        let metadata = match link && (dir == layout.run() || dir == layout.state()) {
+            true => std::fs::metadata(dir).map_err(Error::doing(format!("looking at {}", dir.display())))?,
+            false => metadata,
+        };
+        let dir = dir.display();
+        if !metadata.is_dir() {
+            return Err(Error::Precondition(format!("{dir} is not a directory; remove it")));
+        }
         if metadata.mode() & 0o077 != 0 || metadata.uid() != 0 {
-            let dir = dir.display();
             return Err(Error::Precondition(format!(
                 "{dir} can be entered by others than root; give Podhold a directory of its own, or run \
                  chown root {dir} && chmod 700 {dir}"
             )));
         }
     }
-    Ok([lock(&layout.state().join("lock"))?, lock(&layout.run().join("lock"))?])
+    Ok([lock(layout.state())?, lock(layout.run())?])
 }
 
-fn lock(path: &Path) -> Result<std::fs::File> {
-    let file = std::fs::File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(Error::doing(format!("opening {}", path.display())))?;
+/// Locks a directory itself, in which nothing can be in the way of a lock.
+fn lock(dir: &Path) -> Result<std::fs::File> {
+    let file = std::fs::File::open(dir).map_err(Error::doing(format!("opening {}", dir.display())))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Precondition(format!(
             "{} is locked: another podhold uses this directory; stop it or set another state_dir and run_dir",
-            path.display()
+            dir.display()
         ))),
-        Err(error) => Err(Error::failed(format!("locking {}", path.display()), &error)),
+        Err(error) => Err(Error::failed(format!("locking {}", dir.display()), &error)),
     }
 }
 

@@ -72,6 +72,7 @@ impl Runtime {
             cgroup,
             complete: false,
             ips: Vec::new(),
+            boot: Some(self.boot.id.clone()),
             limits: None,
         })
     }

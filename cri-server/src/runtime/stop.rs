@@ -23,13 +23,13 @@ impl Runtime {
     /// Stops a pod: its containers are killed, its network is taken down, its namespaces are let go.
     /// Success when it is stopped or not known.
     pub async fn stop_pod(self: &Arc<Self>, id: &str) -> Result<()> {
-        let Some(pod) = self.store.find_pod(id) else { return Ok(()) };
+        let Some(pod) = self.store.find_pod(id) else { return self.refuse_damaged_pod(id) };
         let id = pod.record.id.clone();
         let runtime = Arc::clone(self);
         self.under_way.stop_pod.join(id.clone(), || async move { runtime.halt(&id).await }).await
     }
 
-    async fn halt(self: Arc<Self>, id: &PodId) -> Result<()> {
+    pub(super) async fn halt(self: Arc<Self>, id: &PodId) -> Result<()> {
         let settled = |pod: Option<&Pod>| match pod {
             Some(pod) if pod.phase == PodPhase::Creating => None,
             other => Some(other.cloned()),
@@ -60,7 +60,7 @@ impl Runtime {
 
     /// Removes a pod with its containers, stopping them first. Success when it is not known.
     pub async fn remove_pod(self: &Arc<Self>, id: &str) -> Result<()> {
-        let Some(pod) = self.store.find_pod(id) else { return Ok(()) };
+        let Some(pod) = self.store.find_pod(id) else { return self.remove_damaged_pod(id).await };
         let id = pod.record.id.clone();
         let runtime = Arc::clone(self);
         self.under_way.remove_pod.join(id.clone(), || async move { runtime.discard(&id).await }).await
@@ -87,6 +87,7 @@ impl Runtime {
             Ok(()) => {
                 self.usage.forget_pod(id);
                 self.store.forget_pod(id);
+                self.forget_damage_of(id);
                 info!(pod = %id, "pod removed");
                 Ok(())
             }
@@ -102,7 +103,7 @@ impl Runtime {
     pub async fn stop_container(self: &Arc<Self>, id: &str, grace: Duration) -> Result<()> {
         match self.store.find_container(id) {
             Some(container) => self.stop(&container.record.id, grace).await,
-            None => Ok(()),
+            None => self.refuse_damaged_container(id),
         }
     }
 
@@ -183,13 +184,15 @@ impl Runtime {
             if cgroups.exists(&cgroup) { cgroups.kill(&cgroup).map_err(Error::from) } else { Ok(()) }
         })
         .await?;
-        self.exit_unseen(&container.record.id, "its shim was gone when it was stopped");
+        self.exit_unseen(&container.record.id, None, "its shim was gone when it was stopped");
         Ok(())
     }
 
     /// Removes a container, killing it first if it runs. Success when it is not known.
     pub async fn remove_container(self: &Arc<Self>, id: &str) -> Result<()> {
-        let Some(container) = self.store.find_container(id) else { return Ok(()) };
+        let Some(container) = self.store.find_container(id) else {
+            return self.remove_damaged_container(id).await;
+        };
         let id = container.record.id.clone();
         let runtime = Arc::clone(self);
         self.under_way.remove.join(id.clone(), || async move { runtime.drop_container(&id).await }).await

@@ -40,7 +40,8 @@ impl Runtime {
 
     /// Ends whatever runs in the pod's own cgroups, and a shim that cannot be talked to.
     async fn kill_leftovers(&self, record: &PodRecord) -> Result<()> {
-        if let Ok(open) = self.launcher.reopen_pod(&record.id).await
+        if !self.is_of_earlier_boot(record)
+            && let Ok(open) = self.launcher.reopen_pod(&record.id).await
             && let Err(error) = open.pod.close().await
         {
             warn!(pod = %record.id, %error, "shim not closed");
@@ -60,16 +61,22 @@ impl Runtime {
     /// Undoes the pod wholly. Its containers must have been undone before.
     pub(super) async fn teardown_pod(self: &Arc<Self>, id: &PodId) -> Result<()> {
         let Some(pod) = self.store.pod(id) else { return Ok(()) };
-        let record = pod.record;
-        self.halt_pod(&record).await?;
+        self.halt_pod(&pod.record).await?;
+        self.clear_pod(&pod.record).await?;
+        let path = self.layout.pod_state(id);
+        blocking("pod", move || remove_tree(&path)).await
+    }
+
+    /// Undoes all of a halted pod but what its record and its files are.
+    pub(super) async fn clear_pod(self: &Arc<Self>, record: &PodRecord) -> Result<()> {
+        let record = record.clone();
         let owned = self.cgroups_to_remove(&record).await?;
         let layout = self.layout.clone();
         let cgroups = self.cgroups.clone();
         let snapshots = self.images.snapshots();
-        let own = self.cgroup_parent.child(id.as_str());
+        let own = self.cgroup_parent.child(record.id.as_str());
         blocking("pod", move || {
-            files::unmount_shm(&layout.pod_shm(&record.id))?;
-            drop_strays(&layout, &record.id, snapshots.as_ref())?;
+            clear_run(&layout, &record.id, snapshots.as_ref())?;
             cgroups.remove(&record.pause_cgroup())?;
             if record.cgroup == own {
                 // Nobody else has anything in it: what a process that was killed late has made goes too.
@@ -81,8 +88,7 @@ impl Runtime {
             for cgroup in owned {
                 cgroups.prune(&cgroup)?;
             }
-            remove_tree(&layout.pod_run(&record.id))?;
-            remove_tree(&layout.pod_state(&record.id))
+            Ok(())
         })
         .await
     }
@@ -117,12 +123,24 @@ impl Runtime {
         if let Some(live) = live {
             live.delete(&id).await?;
         }
+        self.clear_container(record).await?;
+        let path = self.layout.container_state(&pod, &id);
+        let runtime = Arc::clone(self);
+        blocking("container", move || {
+            let _no_writer = runtime.status_files.lock().expect("no code panics while it holds this");
+            remove_tree(&path)
+        })
+        .await
+    }
+
+    /// Undoes all of a container that no shim has but its record.
+    pub(super) async fn clear_container(self: &Arc<Self>, record: &ContainerRecord) -> Result<()> {
+        let (pod, id) = (record.pod.clone(), record.id.clone());
         let layout = self.layout.clone();
         let cgroups = self.cgroups.clone();
         let snapshots = self.images.snapshots();
         let cgroup = record.cgroup.clone();
         let volumes: Vec<usize> = record.volumes.keys().copied().collect();
-        let runtime = Arc::clone(self);
         blocking("container", move || {
             if cgroups.exists(&cgroup) {
                 cgroups.kill(&cgroup)?;
@@ -133,9 +151,7 @@ impl Runtime {
             let rootfs = layout.rootfs(&pod, &id);
             snapshots.unmount(&rootfs).map_err(Error::doing("container root"))?;
             snapshots.remove(id.as_str()).map_err(Error::doing("container root"))?;
-            remove_tree(&layout.bundle(&pod, &id))?;
-            let _no_writer = runtime.status_files.lock().expect("no code panics while it holds this");
-            remove_tree(&layout.container_state(&pod, &id))
+            remove_tree(&layout.bundle(&pod, &id))
         })
         .await
     }
@@ -144,7 +160,15 @@ impl Runtime {
     pub(super) fn forget_container(&self, id: &ContainerId) {
         self.usage.forget(id);
         self.store.forget_container(id);
+        self.forget_damage_of_container(id);
     }
+}
+
+/// Undoes what a pod that does not run has in the run directory. Blocks.
+pub(super) fn clear_run(layout: &Layout, pod: &PodId, snapshots: &dyn Snapshots) -> Result<()> {
+    files::unmount_shm(&layout.pod_shm(pod))?;
+    drop_strays(layout, pod, snapshots)?;
+    remove_tree(&layout.pod_run(pod))
 }
 
 /// Undoes containers of the pod that nobody knows, since their records could not be read.
@@ -160,7 +184,7 @@ fn drop_strays(layout: &Layout, pod: &PodId, snapshots: &dyn Snapshots) -> Resul
 
 /// Removes a directory of ours with all that is in it. Success when it is not there. Never goes through
 /// a mount, beneath which other people's files are.
-fn remove_tree(path: &Path) -> Result<()> {
+pub(super) fn remove_tree(path: &Path) -> Result<()> {
     let mounts =
         std::fs::read_to_string("/proc/self/mountinfo").map_err(Error::doing("reading the mounts"))?;
     let beneath = |line: &&str| line.split(' ').nth(4).is_some_and(|at| Path::new(at).starts_with(path));
@@ -170,7 +194,12 @@ fn remove_tree(path: &Path) -> Result<()> {
             path.display()
         )));
     }
-    match std::fs::remove_dir_all(path) {
+    let removed = std::fs::remove_dir_all(path).or_else(|error| match error.kind() {
+        // Damaged: something else is in its place.
+        std::io::ErrorKind::NotADirectory => std::fs::remove_file(path),
+        _ => Err(error),
+    });
+    match removed {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::failed(format!("removing {}", path.display()), &error)),

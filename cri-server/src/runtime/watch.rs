@@ -5,13 +5,16 @@ use std::{sync::Arc, time::SystemTime};
 use podhold_sandbox::{
     ContainerId, PodId,
     launch::{Exit, PodEvent as ShimEvent},
-    record,
+    record::{self, RecordError},
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{info, warn};
 
 use super::Runtime;
-use crate::state::{Container, ContainerEvent, ContainerPhase, ContainerStatusRecord, Ended, PodEvent};
+use crate::error::chain;
+use crate::state::{
+    Container, ContainerEvent, ContainerPhase, ContainerStatusRecord, Ended, Hidden, PodEvent,
+};
 
 /// Exit code of a container whose end nobody saw.
 const UNSEEN: i32 = 255;
@@ -48,11 +51,13 @@ impl Runtime {
     }
 
     /// Commits an exit that nobody saw.
-    pub(super) fn exit_unseen(self: &Arc<Self>, id: &ContainerId, why: &str) {
+    pub(super) fn exit_unseen(self: &Arc<Self>, id: &ContainerId, started_at: Option<SystemTime>, why: &str) {
         let Some(container) = self.store.container(id) else { return };
+        let started_at = container.phase.run().map(|run| run.started_at).or(started_at);
         let ended = Ended {
-            started_at: container.phase.run().map(|run| run.started_at),
-            finished_at: SystemTime::now(),
+            started_at,
+            // A clock that was set back must not end it before it began.
+            finished_at: SystemTime::now().max(started_at.unwrap_or(SystemTime::UNIX_EPOCH)),
             code: UNSEEN,
             reason: "Unknown".to_owned(),
             message: why.to_owned(),
@@ -73,20 +78,24 @@ impl Runtime {
         let runtime = Arc::clone(self);
         let id = id.clone();
         tokio::task::spawn_blocking(move || {
-            // One writer at a time, and what is written is looked up meanwhile: the latest wins.
-            let _writing = runtime.status_files.lock().expect("no code panics while it holds this");
-            let Some(container) = runtime.store.container(&id) else { return };
-            let (started_at, ended) = match container.phase {
-                ContainerPhase::Removing(_) => return,
-                ContainerPhase::Exited(ended) => (ended.started_at, Some(ended)),
-                phase => (phase.run().map(|run| run.started_at), None),
-            };
-            let path = runtime.layout.container_status(&container.record.pod, &id);
-            let status = ContainerStatusRecord { resources: container.resources, started_at, ended };
-            if let Err(error) = record::write(&path, &status) {
+            if let Err(error) = runtime.write_status(&id) {
                 warn!(container = %id, %error, "status not kept");
             }
         });
+    }
+
+    /// Writes what must outlive a reboot. Blocks.
+    pub(super) fn write_status(&self, id: &ContainerId) -> Result<(), RecordError> {
+        // One writer at a time, and what is written is looked up meanwhile: the latest wins.
+        let _writing = self.status_files.lock().expect("no code panics while it holds this");
+        let Some(container) = self.store.container(id) else { return Ok(()) };
+        let (started_at, ended) = match container.phase {
+            ContainerPhase::Removing(_) => return Ok(()),
+            ContainerPhase::Exited(ended) => (ended.started_at, Some(ended)),
+            phase => (phase.run().map(|run| run.started_at), None),
+        };
+        let path = self.layout.container_status(&container.record.pod, id);
+        record::write(&path, &ContainerStatusRecord { resources: container.resources, started_at, ended })
     }
 
     fn pod_died(self: &Arc<Self>, pod: &PodId) {
@@ -120,11 +129,27 @@ impl Runtime {
             {
                 warn!(container = %record.id, %error, "processes of a container without shim not ended");
             }
-            match record::read::<Exit>(&runtime.layout.exit_record(&record.pod, &record.id)) {
-                Ok(exit) => runtime.exited(&record.id, &exit),
-                Err(_) => runtime.exit_unseen(&record.id, &why),
-            }
+            runtime.commit_recorded_exit(&container, None, &why);
         });
+    }
+
+    /// Commits the exit of a container that does not run as its shim has recorded it, or as unknown. Blocks.
+    pub(super) fn commit_recorded_exit(
+        self: &Arc<Self>,
+        container: &Container,
+        started_at: Option<SystemTime>,
+        why: &str,
+    ) {
+        let record = &container.record;
+        let path = self.layout.exit_record(&record.pod, &record.id);
+        match record::read::<Exit>(&path) {
+            Ok(exit) => self.exited(&record.id, &exit),
+            Err(error) if error.is_missing() => self.exit_unseen(&record.id, started_at, why),
+            Err(error) => {
+                self.report_damage(path, chain(&error), Hidden::Nothing);
+                self.exit_unseen(&record.id, started_at, &format!("{why}; {error}"));
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! at work. Every change of a phase goes through [`Store::container_event`] or [`Store::pod_event`],
 //! which wake whoever waits and tell who reads [`events`]. No I/O.
 
+mod damaged;
 mod events;
 mod phase;
 mod record;
@@ -20,9 +21,10 @@ use tokio::sync::watch;
 
 use self::events::{Readers, Told};
 pub use self::{
+    damaged::{Damage, Hidden},
     events::{Happening, Kind, Reader},
     phase::{ContainerEvent, ContainerPhase, Ended, IllegalTransition, PodEvent, PodPhase, Run},
-    record::{ContainerRecord, ContainerStatusRecord, PodLimits, PodRecord, id_ranges},
+    record::{ContainerRecord, ContainerStatusRecord, PodLimits, PodRecord, id_ranges, log_path},
 };
 
 /// A pod as the store knows it. Cheap to clone.
@@ -79,6 +81,7 @@ struct Inner {
     pod_names: HashMap<PodName, PodId>,
     container_names: HashMap<ContainerName, ContainerId>,
     readers: Readers,
+    damaged: Vec<Damage>,
 }
 
 /// An object and the wire on which its changes are told.
@@ -183,13 +186,33 @@ impl Store {
     }
 
     /// Adds a container that was found on disk to its pod, which was added before.
-    pub fn load_container(&self, container: Container) {
+    pub fn load_container(&self, container: Container) -> Reserve<Container> {
         let mut told = Told::Created;
         match &container.phase {
             ContainerPhase::Unknown => told = Told::Started,
             phase => drop(told.of_container(phase)),
         }
-        self.lock().insert_container(container, told);
+        self.lock().insert_container(container, told)
+    }
+
+    /// Keeps what cannot be used, for who asks for it; `false` when it is known already.
+    pub fn add_damage(&self, damage: Damage) -> bool {
+        let mut inner = self.lock();
+        let new = !inner.damaged.contains(&damage);
+        if new {
+            inner.damaged.push(damage);
+        }
+        new
+    }
+
+    /// All that cannot be used.
+    pub fn damaged(&self) -> Vec<Damage> {
+        self.lock().damaged.clone()
+    }
+
+    /// Forgets damages that are no more.
+    pub fn forget_damaged(&self, gone: impl Fn(&Damage) -> bool) {
+        self.lock().damaged.retain(|damage| !gone(damage));
     }
 
     /// One pod.

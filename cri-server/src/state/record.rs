@@ -32,6 +32,9 @@ pub struct PodRecord {
     pub complete: bool,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
+    /// The boot of the host in which it was made; `None` of pods of a build that did not note it.
+    #[serde(default)]
+    pub boot: Option<String>,
     /// Its overhead and resources as last updated; as it was asked for when `None`.
     #[serde(default)]
     pub limits: Option<PodLimits>,
@@ -51,6 +54,20 @@ impl PodRecord {
     pub fn name(&self) -> PodName {
         let metadata = self.config.metadata.clone().unwrap_or_default();
         (metadata.uid, metadata.namespace, metadata.name, metadata.attempt)
+    }
+
+    /// Refuses a record that cannot be of the pod `id`; the reason in words.
+    pub fn check(&self, id: &PodId) -> Result<(), String> {
+        if self.id != *id {
+            return Err(format!("it is of another pod, {}", self.id));
+        }
+        let mut above = std::iter::successors(Some(self.cgroup.clone()), CgroupPath::parent);
+        match &self.owned_cgroup {
+            Some(owned) if !above.any(|cgroup| cgroup == *owned) => {
+                Err(format!("its owned_cgroup {owned} is not above its cgroup {}", self.cgroup))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The pod's namespace options, with the defaults of the CRI.
@@ -99,6 +116,12 @@ impl PodRecord {
     }
 }
 
+/// Where the output of a container goes (CRI `log_directory` and `log_path`).
+pub fn log_path(pod: &cri::PodSandboxConfig, container: &cri::ContainerConfig) -> Option<PathBuf> {
+    let asked = !container.log_path.is_empty() && !pod.log_directory.is_empty();
+    asked.then(|| PathBuf::from(&pod.log_directory).join(&container.log_path))
+}
+
 /// Ranges of ids of a request, in the launcher's words.
 pub fn id_ranges(asked: &[cri::IdMapping]) -> Vec<IdRange> {
     let range = |range: &cri::IdMapping| IdRange {
@@ -138,6 +161,20 @@ pub struct ContainerRecord {
 }
 
 impl ContainerRecord {
+    /// Refuses a record that cannot be of the container `id` of `pod`; the reason in words.
+    pub fn check(&self, id: &ContainerId, pod: &PodRecord) -> Result<(), String> {
+        if self.id != *id || self.pod != pod.id {
+            return Err(format!("it is of another container, {} of pod {}", self.id, self.pod));
+        }
+        if self.cgroup != pod.cgroup.child(id.as_str()) {
+            return Err(format!("its cgroup {} is not one of its pod's", self.cgroup));
+        }
+        if self.log_path != log_path(&pod.config, &self.config) {
+            return Err(format!("its log_path {:?} is not that of its configuration", self.log_path));
+        }
+        Ok(())
+    }
+
     /// What makes it the same container.
     pub fn name(&self) -> ContainerName {
         let metadata = self.config.metadata.clone().unwrap_or_default();

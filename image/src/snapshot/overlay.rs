@@ -83,21 +83,35 @@ impl Overlay {
         let dir = root.join("snapshots");
         let mut held = HashMap::new();
         let mut damaged = Vec::new();
+        let mut whole = true;
         for path in record::children(&dir)? {
             let key = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
             if check_key(&key).is_err() {
                 trash.take(&path).map_err(ImageError::io(format!("throw away {}", path.display())))?;
                 continue;
             }
-            let layers_of = match record::read::<SnapshotRecord>(&path.join("snapshot.json")) {
-                Ok(record) => record.layers,
+            let read = record::check_directory(&path)
+                .and_then(|()| record::read::<SnapshotRecord>(&path.join("snapshot.json")));
+            let layers_of = match read {
+                Ok(record) if record.version == 1 => Ok(record.layers),
+                Ok(record) => Err(record::another_version(record.version)),
+                Err(reason) => Err(reason),
+            };
+            let layers_of = match layers_of {
+                Ok(layers) => layers,
                 Err(reason) => {
                     damaged.push((path, format!("snapshot can only be removed: {reason}")));
-                    Vec::new()
+                    whole = false;
+                    // Whichever of them a container has mounted by it.
+                    layers.all()
                 }
             };
+            whole &= layers_of.iter().all(|chain| layers.get(chain).is_some());
             let lease = layers.lease(layers_of.clone());
             held.insert(key, Held { layers: layers_of, _lease: lease });
+        }
+        if whole {
+            layers.discard_unreadable()?;
         }
         let overlay = Self {
             root: root.to_owned(),

@@ -13,7 +13,10 @@
 use std::{
     collections::HashMap,
     fs, io,
-    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -54,6 +57,10 @@ impl LayerRecord {
         let Unpacked { bytes, inodes, root_entry, .. } = *unpacked;
         Self { version: 1, chain, diff_id, digest: blob.0, size: blob.1, bytes, inodes, root_entry }
     }
+
+    fn checked(self) -> Result<Self, String> {
+        if self.version == 1 { Ok(self) } else { Err(record::another_version(self.version)) }
+    }
 }
 
 /// A complete layer.
@@ -70,6 +77,7 @@ pub(crate) struct Layers {
     trash: Arc<Trash>,
     sync: GroupSync,
     next: AtomicU64,
+    unreadable: Vec<PathBuf>,
     index: Mutex<Index>,
 }
 
@@ -101,7 +109,8 @@ impl Drop for Lease {
 }
 
 impl Layers {
-    /// Reads what is in `dir/layers`; layers without a readable record go to the trash and into `damaged`.
+    /// Reads what is in `dir/layers`. A layer without a readable record goes into `damaged`, and stays until
+    /// [`Layers::discard_unreadable`]: a container may have it mounted.
     pub(crate) fn open(
         dir: &Path,
         trash: Arc<Trash>,
@@ -109,13 +118,15 @@ impl Layers {
     ) -> Result<Self, ImageError> {
         let (layers, ingest) = (dir.join("layers"), dir.join("ingest"));
         let mut index = Index::default();
-        let mut highest = 0;
+        let (mut highest, mut unreadable) = (0, Vec::new());
         for path in record::children(&ingest)? {
             trash.take(&path).map_err(ImageError::io(format!("throw away {}", path.display())))?;
         }
         for path in record::children(&layers)? {
             let number = path.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
-            let read = record::read::<LayerRecord>(&path.join("layer.json"));
+            let read = record::check_directory(&path)
+                .and_then(|()| record::read::<LayerRecord>(&path.join("layer.json")))
+                .and_then(LayerRecord::checked);
             match (number, read) {
                 (Some(number), Ok(record)) if !index.layers.contains_key(&record.chain) => {
                     highest = highest.max(number);
@@ -123,8 +134,9 @@ impl Layers {
                 }
                 (_, read) => {
                     let reason = read.err().unwrap_or_else(|| "the same layer is there twice".to_owned());
-                    trash.take(&path).map_err(ImageError::io(format!("throw away {}", path.display())))?;
-                    damaged.push((path, format!("layer thrown away: {reason}")));
+                    highest = highest.max(number.unwrap_or(0));
+                    unreadable.push(path.clone());
+                    damaged.push((path, format!("layer not used: {reason}; pull its images again")));
                 }
             }
         }
@@ -132,7 +144,21 @@ impl Layers {
         // Open for as long as layers are made: a write that fails meanwhile is reported by its next sync.
         let file_system = open_directory(&layers)?;
         let sync = GroupSync::new(Box::new(move || rustix::fs::syncfs(&file_system)));
-        Ok(Self { dir: layers, ingest, trash, sync, next, index: Mutex::new(index) })
+        Ok(Self { dir: layers, ingest, trash, sync, next, unreadable, index: Mutex::new(index) })
+    }
+
+    /// Throws away the layers whose records could not be read. Not while there is a snapshot that misses
+    /// one of its layers: it may be that one.
+    pub(crate) fn discard_unreadable(&self) -> Result<(), ImageError> {
+        for path in &self.unreadable {
+            self.trash.take(path).map_err(ImageError::io(format!("throw away {}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// All layers that are here.
+    pub(crate) fn all(&self) -> Vec<ChainId> {
+        self.index().layers.keys().cloned().collect()
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
@@ -256,7 +282,9 @@ impl Ingest {
         let name = path.join("layer.json");
         let json = serde_json::to_vec(&record)
             .map_err(|error| ImageError::io("write a layer record")(error.into()))?;
-        fs::write(&name, json).map_err(ImageError::io(format!("write {}", name.display())))?;
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name);
+        let written = file.and_then(|mut file| io::Write::write_all(&mut file, &json));
+        written.map_err(ImageError::io(format!("write {}", name.display())))?;
         let synced = self.layers.sync.sync(self.writing);
         synced.map_err(ImageError::io(format!("sync {}", path.display())))?;
         Ok(Sealed { ingest: self, record })

@@ -1,7 +1,7 @@
 //! The images on this machine: what they are called, what they consist of, how much room they take.
 //!
 //! ```text
-//! DIR/lock                 held by the one process that may change anything here
+//! DIR                      locked by the one process that may change anything here
 //! DIR/images/HEX.json      one record per image, by id; an image counts once this is on disk
 //! DIR/layers/N/…           complete layers           (see `layers`)
 //! DIR/snapshots/KEY/…      writable layers           (see `snapshot`)
@@ -17,7 +17,7 @@ pub(crate) mod trash;
 use std::{
     collections::HashMap,
     fs,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -133,8 +133,13 @@ impl Store {
         };
         make(dir)?;
         let lock = lock(dir)?;
-        for name in ["images", "layers", "ingest", "trash", "snapshots", "empty"] {
-            make(&dir.join(name))?;
+        for name in ["", "images", "layers", "ingest", "trash", "snapshots", "empty"] {
+            let path = dir.join(name);
+            make(&path)?;
+            record::check_directory(&path).map_err(|reason| {
+                let source = std::io::Error::new(std::io::ErrorKind::PermissionDenied, reason);
+                ImageError::io(format!("use {}", path.display()))(source)
+            })?;
         }
         let trash =
             Trash::new(dir.join("trash")).map_err(ImageError::io(format!("list {}/trash", dir.display())))?;
@@ -155,9 +160,6 @@ impl Store {
             _lock: lock,
         };
         store.load()?;
-        for (path, reason) in &store.damaged {
-            tracing::warn!(path = %path.display(), reason, "image store: damaged");
-        }
         Ok((store, trash))
     }
 
@@ -194,7 +196,7 @@ impl Store {
 
     fn check(&self, path: &Path, record: ImageRecord) -> Result<ImageRecord, String> {
         if record.version != 1 {
-            return Err(format!("its record has version {}, this program knows 1", record.version));
+            return Err(self::record::another_version(record.version));
         }
         if !record.id.matches(record.config.as_bytes()) || path.file_stem() != Some(record.id.hex().as_ref())
         {
@@ -363,12 +365,11 @@ fn internal(reason: String) -> ImageError {
     }
 }
 
+/// Locks the directory itself, in which nothing can be in the way of a lock.
 fn lock(dir: &Path) -> Result<fs::File, ImageError> {
-    let path = dir.join("lock");
-    let opened = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file = opened.map_err(ImageError::io(format!("open {}", path.display())))?;
+    let file = fs::File::open(dir).map_err(ImageError::io(format!("open {}", dir.display())))?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
-        let operation = format!("lock {}: another process uses this image directory", path.display());
+        let operation = format!("lock {}: another process uses this image directory", dir.display());
         ImageError::io(operation)(errno.into())
     })?;
     Ok(file)

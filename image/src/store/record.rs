@@ -3,10 +3,14 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{FileType, Mode, OFlags};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::ImageError;
@@ -17,13 +21,47 @@ const MAX_RECORD: u64 = 40 << 20;
 /// Reads a record. The reason of failure is in words.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
     let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(|error| format!("its record cannot be opened: {error}"))?;
-    let read = file.take(MAX_RECORD + 1).read_to_end(&mut bytes);
+    let read = open(path)?.take(MAX_RECORD + 1).read_to_end(&mut bytes);
     read.map_err(|error| format!("its record cannot be read: {error}"))?;
     if bytes.len() as u64 > MAX_RECORD {
         return Err("its record is larger than any we write".to_owned());
     }
     serde_json::from_slice(&bytes).map_err(|error| format!("its record is damaged: {error}"))
+}
+
+/// Why a record of another build is not used.
+pub(crate) fn another_version(version: u32) -> String {
+    format!("its record has version {version}, this program knows 1")
+}
+
+fn open(path: &Path) -> Result<fs::File, String> {
+    let place = look(path, FileType::RegularFile).map_err(|reason| format!("its record {reason}"))?;
+    fs::File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))
+        .map_err(|error| format!("its record cannot be opened: {error}"))
+}
+
+/// Refuses what is not a directory that we own and nobody else may write; the reason in words.
+pub(crate) fn check_directory(path: &Path) -> Result<(), String> {
+    look(path, FileType::Directory).map(drop).map_err(|reason| format!("the directory {reason}"))
+}
+
+/// Finds a file without opening it, since opening a device does things, and refuses another kind than
+/// `kind` and what somebody else owns or may write.
+fn look(path: &Path, kind: FileType) -> Result<OwnedFd, String> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let place = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| format!("cannot be opened: {e}"))?;
+    let found = rustix::fs::fstat(&place).map_err(|e| format!("cannot be looked at: {e}"))?;
+    let (owner, mode) = (found.st_uid, found.st_mode & 0o7777);
+    if FileType::from_raw_mode(found.st_mode) != kind {
+        return Err(format!("is not what it must be ({kind:?})"));
+    }
+    if owner != rustix::process::geteuid().as_raw() {
+        return Err(format!("belongs to user {owner}, not to podhold's"));
+    }
+    if mode & 0o022 != 0 {
+        return Err(format!("may be written by others than its owner (mode {mode:04o})"));
+    }
+    Ok(place)
 }
 
 /// Writes a record so that after a power loss either the old or the new one is there.
@@ -47,15 +85,23 @@ fn temporary(path: &Path) -> PathBuf {
 }
 
 fn write_temporary<T: Serialize>(path: &Path, record: &T) -> io::Result<fs::File> {
+    match fs::remove_file(temporary(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(temporary(path))?;
+    let mut file = options.write(true).create_new(true).mode(0o600).open(temporary(path))?;
     file.write_all(&serde_json::to_vec(record)?)?;
     Ok(file)
 }
 
 /// Deletes a record for good. Success when there is none.
 pub(crate) fn delete(path: &Path) -> Result<(), ImageError> {
-    let deleted = match fs::remove_file(path) {
+    let removed = fs::remove_file(path).or_else(|error| match error.kind() {
+        io::ErrorKind::IsADirectory => fs::remove_dir_all(path),
+        _ => Err(error),
+    });
+    let deleted = match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
         Ok(()) => sync_directory(path.parent().unwrap_or(Path::new("/"))),

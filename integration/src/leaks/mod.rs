@@ -106,6 +106,15 @@ impl Snapshot {
         self.0.get(&kind).map_or(0, |things| things.values().sum())
     }
 
+    /// The same, with these kinds of things as `other` has them.
+    #[must_use]
+    pub fn with(mut self, kinds: &[Kind], other: &Self) -> Self {
+        for kind in kinds {
+            self.0.insert(*kind, other.0.get(kind).cloned().unwrap_or_default());
+        }
+        self
+    }
+
     /// Every difference between `self` and the later `after`.
     pub fn compare(&self, after: &Self) -> Vec<Leak> {
         let nothing = BTreeMap::new();

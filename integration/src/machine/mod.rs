@@ -15,7 +15,10 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use nix::sched::{CloneFlags, setns};
@@ -66,6 +69,9 @@ pub struct Output {
 
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Outcome>>>>;
 
+/// Reboots so far, for a boot id that no machine had.
+static BOOTS: AtomicU32 = AtomicU32::new(1);
+
 /// A running machine. Ends, with everything in it, when dropped.
 #[derive(Debug)]
 pub struct Machine {
@@ -82,26 +88,31 @@ impl Machine {
     pub async fn start() -> Result<Self, MachineError> {
         let directory =
             tempfile::Builder::new().prefix("podhold-it-").tempdir().map_err(failed("make a directory"))?;
-        let mut unshare = Command::new("unshare")
-            .args(["--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            .args(["--propagation", "private", "--"])
-            .arg(programs::built("podhold-machine"))
-            .arg("init")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(failed("start unshare"))?;
-        let input = unshare.stdin.take().expect("stdin is piped");
-        let output = unshare.stdout.take().expect("stdout is piped");
-        let waiting = Waiting::default();
-        tokio::spawn(listen(output, Arc::clone(&waiting)));
+        let (unshare, input, waiting) = boot()?;
         let mut machine =
             Self { unshare, init: 0, input: tokio::sync::Mutex::new((0, input)), waiting, directory };
         // An answer to anything says that init is up.
         machine.run(["true"]).await?;
         machine.init = machine.find_init().map_err(failed("find its first process"))?;
         Ok(machine)
+    }
+
+    /// Ends everything in the machine and starts it anew, with the same directory and another boot id.
+    pub async fn reboot(&mut self) -> Result<(), MachineError> {
+        let (unshare, input, waiting) = boot()?;
+        let mut earlier = std::mem::replace(&mut self.unshare, unshare);
+        self.waiting = waiting;
+        // Without anybody to talk to, the earlier init ends.
+        self.input = tokio::sync::Mutex::new((0, input));
+        earlier.wait().await.map_err(failed("wait for its end"))?;
+        self.run(["true"]).await?;
+        self.init = self.find_init().map_err(failed("find its first process"))?;
+        let id = self.directory().join("boot_id");
+        let number = BOOTS.fetch_add(1, Ordering::Relaxed);
+        fs::write(&id, format!("00000000-0000-4000-8000-{number:012x}\n"))
+            .map_err(failed("write a boot id"))?;
+        let id = id.display().to_string();
+        self.run_well(["mount", "--bind", id.as_str(), "/proc/sys/kernel/random/boot_id"]).await.map(drop)
     }
 
     /// A directory that goes away with the machine; inside and outside have it under the same name.
@@ -241,6 +252,25 @@ impl Machine {
         }
         Err(io::ErrorKind::NotFound.into())
     }
+}
+
+/// New namespaces with an init process in them.
+fn boot() -> Result<(Child, ChildStdin, Waiting), MachineError> {
+    let mut unshare = Command::new("unshare")
+        .args(["--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(["--propagation", "private", "--"])
+        .arg(programs::built("podhold-machine"))
+        .arg("init")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed("start unshare"))?;
+    let input = unshare.stdin.take().expect("stdin is piped");
+    let output = unshare.stdout.take().expect("stdout is piped");
+    let waiting = Waiting::default();
+    tokio::spawn(listen(output, Arc::clone(&waiting)));
+    Ok((unshare, input, waiting))
 }
 
 fn refused(outcome: Outcome) -> MachineError {

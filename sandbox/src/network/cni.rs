@@ -7,14 +7,16 @@
 //!
 //! Invariants: a record goes only after a DEL that succeeded; plugins' answers are bounded and checked
 //! before anybody sees them; no plugin outlives its time or a caller that gave up. One operation per pod
-//! at a time is the caller's duty.
+//! at a time is the caller's duty; a plugin that an earlier daemon has left at work is waited for (`lock`).
 
 pub(crate) mod answer;
 mod attachment;
 mod cache;
 mod conf;
 mod error;
+mod lock;
 mod plugin;
+mod turns;
 
 #[cfg(test)]
 mod tests;
@@ -22,13 +24,15 @@ mod tests;
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use serde_json::{Map, Value, json};
-use tokio::sync::RwLock;
+use tokio::{sync::OnceCell, time::timeout};
 
 use self::{
     answer::Answer,
     cache::{Cache, Record},
     conf::{Loader, NetworkList, Version},
+    lock::{Held, Locks},
     plugin::{Call, Command, Runner},
+    turns::Turns,
 };
 pub use self::{
     answer::{Dns, Interface},
@@ -39,6 +43,10 @@ use crate::{PodId, netns};
 
 /// The interface plugins make in the pod.
 const INTERFACE: &str = "eth0";
+/// How long GC may take: all other commands wait for it.
+const GC_TIME: Duration = Duration::from_secs(10);
+/// Name of GC's lock; no pod can have it.
+const GC_LOCK: &str = "GC";
 
 /// Where things are and how long they may take.
 #[derive(Debug, Clone)]
@@ -51,6 +59,9 @@ pub struct CniConfig {
     pub cache_dir: PathBuf,
     /// How long one plugin may take for one command.
     pub timeout: Duration,
+    /// Directory in which every pod's namespace is pinned under the pod's id: a record that names another
+    /// one is not believed. `None` believes all.
+    pub netns_dir: Option<PathBuf>,
 }
 
 impl CniConfig {
@@ -61,6 +72,7 @@ impl CniConfig {
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cache_dir: cache_dir.into(),
             timeout: Duration::from_secs(60),
+            netns_dir: None,
         }
     }
 }
@@ -84,8 +96,10 @@ pub struct Cni {
     loader: Loader,
     cache: Cache,
     runner: Runner,
-    /// GC must not meet a command under way: ADD, DEL and CHECK share it, GC has it alone.
-    under_way: RwLock<()>,
+    locks: Locks,
+    turns: Turns,
+    /// Set once no GC of an earlier daemon is at work: it would take new attachments for old ones.
+    no_foreign_gc: OnceCell<()>,
 }
 
 impl Cni {
@@ -93,9 +107,11 @@ impl Cni {
     pub fn new(config: CniConfig) -> Self {
         Self {
             loader: Loader::new(config.conf_dir),
-            cache: Cache::new(config.cache_dir),
+            locks: Locks::new(config.cache_dir.clone(), config.timeout),
+            cache: Cache::new(config.cache_dir, config.netns_dir),
             runner: Runner::new(config.bin_dirs, config.timeout),
-            under_way: RwLock::new(()),
+            turns: Turns::default(),
+            no_foreign_gc: OnceCell::new(),
         }
     }
 
@@ -105,35 +121,47 @@ impl Cni {
     /// error is returned; should that fail too, the record stays and [`Self::del`] tries again.
     pub async fn add(&self, attachment: &Attachment) -> Result<Attached, CniError> {
         attachment.check()?;
-        let _shared = self.under_way.read().await;
-        if self.cache.read(&attachment.pod).await?.is_some() {
-            self.give_back(&attachment.pod).await?;
-        }
+        let pod = &attachment.pod;
+        let _shared = self.turns.shared().await;
+        self.no_foreign_gc
+            .get_or_try_init(async || self.locks.take(GC_LOCK).await.map(Held::discard))
+            .await?;
+        let lock = self.locks.take(pod.as_str()).await?;
+        self.give_back(pod, &lock).await?;
         let list = self.loader.current().await?;
         let record = Record::attempt(attachment, &list);
         self.cache.write(&record).await?;
-        let added = self.add_all(&record).await;
+        let added = self.add_all(&record, &lock).await;
         if let Err(error) = &added {
-            tracing::warn!(pod = %attachment.pod, %error, "network ADD failed");
-            if let Err(again) = self.give_back(&attachment.pod).await {
-                tracing::warn!(pod = %attachment.pod, error = %again, "network DEL after failed ADD failed");
+            tracing::warn!(%pod, %error, "network ADD failed");
+            match self.give_back(pod, &lock).await {
+                Ok(()) => lock.discard(),
+                Err(again) => tracing::warn!(%pod, error = %again, "network DEL after failed ADD failed"),
             }
         }
         added
     }
 
-    /// Gives back all that ADD made, from the pod's record. A pod without a record is a success.
+    /// Gives back all that ADD made, from the pod's record. A pod without a record is a success; for a
+    /// record that cannot be read the configuration in force has to do.
     ///
     /// Every plugin is run even when one fails; then the first error is returned and the record stays.
     pub async fn del(&self, pod: &PodId) -> Result<(), CniError> {
-        let _shared = self.under_way.read().await;
-        self.give_back(pod).await
+        if !self.cache.has(pod) && !self.locks.exists(pod.as_str()) {
+            return Ok(());
+        }
+        let _shared = self.turns.shared().await;
+        let lock = self.locks.take(pod.as_str()).await?;
+        self.give_back(pod, &lock).await?;
+        lock.discard();
+        Ok(())
     }
 
     /// Asks the plugins whether the attachment is as ADD left it. Networks that cannot be asked (before
     /// 0.4.0, or with `disableCheck`) are taken to be well.
     pub async fn check(&self, pod: &PodId) -> Result<(), CniError> {
-        let _shared = self.under_way.read().await;
+        let _shared = self.turns.shared().await;
+        let lock = self.locks.take(pod.as_str()).await?;
         let Some(record) = self.cache.read(pod).await? else {
             return Err(CniError::NotAttached(pod.clone()));
         };
@@ -144,7 +172,7 @@ impl Cni {
         }
         for plugin in &list.plugins {
             let netconf = list.netconf(plugin, &record.capabilities, Some(result));
-            self.runner.run(&record.call(&list, plugin, Command::Check), &netconf).await?;
+            self.runner.run(&record.call(&list, plugin, Command::Check), &netconf, Some(&lock)).await?;
         }
         Ok(())
     }
@@ -161,35 +189,55 @@ impl Cni {
         }
         for plugin in &list.plugins {
             let netconf = list.netconf(plugin, &Map::new(), None);
-            self.runner.run(&Call::of_list(&list, plugin, Command::Status), &netconf).await?;
+            self.runner.run(&Call::of_list(&list, plugin, Command::Status), &netconf, None).await?;
         }
         Ok(())
     }
 
-    /// Gives back what is not in `keep`: DEL from every other pod's record, then, where the network
-    /// speaks 1.1.0, GC. Goes on after an error and returns the first.
-    pub async fn gc(&self, keep: &[PodId]) -> Result<(), CniError> {
-        let _alone = self.under_way.write().await;
-        let mut first = Ok(());
-        for pod in self.cache.pods() {
-            if !keep.contains(&pod) {
-                first = first.and(self.give_back(&pod).await);
-            }
-        }
+    /// Has the plugins, where the network speaks 1.1.0, give back whatever is not of a pod that has a record:
+    /// what was lost with its record. Goes on after an error and returns the first.
+    ///
+    /// It waits for a moment in which nothing else is under way, and may take [`GC_TIME`] then.
+    pub async fn gc(&self) -> Result<(), CniError> {
+        let _alone = self.turns.alone().await;
         let list = match self.loader.current().await {
             Ok(list) if list.version >= Version::V1_1 && !list.disable_gc => list,
             // A network that is not configured (any more) cannot be told.
-            _ => return first,
+            _ => return Ok(()),
         };
+        let lock = self.locks.take(GC_LOCK).await?;
+        let valid = self.cache.pods().into_iter();
         let valid: Vec<Value> =
-            keep.iter().map(|pod| json!({"containerID": pod.as_str(), "ifname": INTERFACE})).collect();
-        for plugin in &list.plugins {
-            let mut netconf = list.netconf(plugin, &Map::new(), None);
-            netconf.insert("cni.dev/valid-attachments".to_owned(), Value::from(valid.clone()));
-            let call = Call::of_list(&list, plugin, Command::Gc);
-            first = first.and(self.runner.run(&call, &netconf).await.map(drop));
-        }
+            valid.map(|pod| json!({"containerID": pod.as_str(), "ifname": INTERFACE})).collect();
+        let mut first = Ok(());
+        let every = async {
+            for plugin in &list.plugins {
+                let mut netconf = list.netconf(plugin, &Map::new(), None);
+                netconf.insert("cni.dev/valid-attachments".to_owned(), Value::from(valid.clone()));
+                let call = Call::of_list(&list, plugin, Command::Gc);
+                let result = self.runner.run(&call, &netconf, Some(&lock)).await;
+                first = std::mem::replace(&mut first, Ok(())).and(result.map(drop));
+            }
+        };
+        let in_time = timeout(GC_TIME, every).await;
+        lock.discard();
+        in_time.map_err(|_| CniError::TimedOut {
+            call: format!("GC of {}", list.file.display()),
+            timeout: GC_TIME,
+            stderr: String::new(),
+        })?;
         first
+    }
+
+    /// Why records cannot be read, for each that cannot.
+    pub async fn damaged(&self) -> Vec<(PodId, CniError)> {
+        let mut damaged = Vec::new();
+        for pod in self.cache.pods() {
+            if let Err(error) = self.cache.read(&pod).await {
+                damaged.push((pod, error));
+            }
+        }
+        damaged
     }
 
     /// The pods that have a record: connected, or left half-way.
@@ -205,13 +253,13 @@ impl Cni {
         Ok(Some(self.attached_from(&record, answer, result)?))
     }
 
-    async fn add_all(&self, record: &Record) -> Result<Attached, CniError> {
+    async fn add_all(&self, record: &Record, lock: &Held) -> Result<Attached, CniError> {
         let list = record.list()?;
         let mut result: Option<Value> = None;
         for plugin in &list.plugins {
             let netconf = list.netconf(plugin, &record.capabilities, result.as_ref());
             let call = record.call(&list, plugin, Command::Add);
-            let output = self.runner.run(&call, &netconf).await?;
+            let output = self.runner.run(&call, &netconf, Some(lock)).await?;
             let bad = |reason: String| CniError::BadResult { call: call.to_string(), reason };
             let mut value: Value =
                 serde_json::from_slice(&output).map_err(|error| bad(format!("it is not JSON ({error})")))?;
@@ -236,8 +284,16 @@ impl Cni {
         Ok(Attached { ips, interfaces: answer.interfaces, dns: answer.dns, result })
     }
 
-    async fn give_back(&self, pod: &PodId) -> Result<(), CniError> {
-        let Some(mut record) = self.cache.read(pod).await? else { return Ok(()) };
+    async fn give_back(&self, pod: &PodId, lock: &Held) -> Result<(), CniError> {
+        let mut record = match self.cache.read(pod).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(record)) => record,
+            Err(damage) => {
+                tracing::warn!(%pod, %damage, "network given back by the configuration in force");
+                let list = self.loader.current().await.map_err(|_| damage)?;
+                Record::lost(pod, self.cache.netns(pod).unwrap_or_default(), &list)
+            }
+        };
         if !netns::exists(&record.netns) {
             // Plugins take an empty name for "gone", and stumble over a plain file.
             record.netns = PathBuf::new();
@@ -248,7 +304,7 @@ impl Cni {
             let result = record.result.as_ref().filter(|_| list.version >= Version::V0_4);
             let netconf = list.netconf(plugin, &record.capabilities, result);
             let call = record.call(&list, plugin, Command::Del);
-            first = first.and(self.runner.run(&call, &netconf).await.map(drop));
+            first = first.and(self.runner.run(&call, &netconf, Some(lock)).await.map(drop));
         }
         first?;
         self.cache.remove(pod).await

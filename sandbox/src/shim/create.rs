@@ -32,7 +32,7 @@ use super::{
     report::{self, Report},
     seccomp, stage, workload,
 };
-use crate::{ContainerId, Layout, PodId, sys, wire};
+use crate::{ContainerId, Layout, PodId, bundle, sys, wire};
 
 /// What one container is made from.
 #[derive(Debug)]
@@ -95,8 +95,7 @@ pub(super) fn start(job: &Job, temporary: &Path) -> std::io::Result<Pid> {
 }
 
 fn create(job: &Job, temporary: &Path) -> Result<(), String> {
-    let config = job.bundle.join("config.json");
-    let mut spec = Spec::load(&config).map_err(|error| format!("{}: {}", config.display(), chain(&error)))?;
+    let mut spec: Spec = bundle::config(&job.bundle).map_err(|error| error.to_string())?;
     let linux = spec.linux().as_ref().ok_or("config.json: linux is missing")?;
     let cgroup = linux.cgroups_path().as_ref().and_then(|path| path.to_str());
     let cgroup = cgroup.filter(|path| podhold_cgroups::CgroupPath::parse(path).is_ok());

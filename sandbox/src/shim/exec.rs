@@ -29,7 +29,7 @@ use super::{
     report::{self, Report},
     seccomp, userspace, workload,
 };
-use crate::sys;
+use crate::{bundle, sys};
 
 /// What the helper needs.
 pub(super) struct Job<'a> {
@@ -143,9 +143,7 @@ fn help(job: &Job<'_>) -> Result<(), String> {
 }
 
 fn load<T: DeserializeOwned>(bundle: &Path) -> Result<T, String> {
-    let path = bundle.join("config.json");
-    let bytes = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    serde_json::from_slice(&bytes).map_err(|error| format!("{}: {error}", path.display()))
+    bundle::config(bundle).map_err(|error| error.to_string())
 }
 
 fn filter(bundle: &Path, config: &Config) -> Result<Option<Filter>, String> {

@@ -1,15 +1,11 @@
 //! Seccomp profiles on their way into the kernel: the program that lies in the bundle, and what
 //! libcontainer makes of a profile, put right.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::Path,
-};
+use std::path::Path;
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompArgBuilder, LinuxSeccompFilterFlag, LinuxSeccompOperator};
 
-use crate::{bundle, sys};
+use crate::{bundle, record, sys};
 
 /// Fits a profile to libcontainer 0.7.0, which exchanges mask and value of `SCMP_CMP_MASKED_EQ`: in OCI
 /// (config-linux, seccomp) `value` is the mask and `valueTwo`, 0 when absent, what must remain. Left
@@ -41,14 +37,10 @@ const LONGEST: u64 = 4096 * 8;
 /// The program that was compiled with the bundle; `None` of a bundle that has none.
 pub(super) fn program(bundle: &Path) -> Result<Option<Vec<u8>>, String> {
     let path = bundle.join(bundle::SECCOMP_PROGRAM);
-    let failed = |error: io::Error| format!("{}: {error}", path.display());
-    let file = match File::open(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(failed)?,
-    };
-    let mut bytes = Vec::new();
-    file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(Some(bytes))
+    match record::read_bytes(&path, LONGEST) {
+        Err(error) if error.is_missing() => Ok(None),
+        read => read.map(Some).map_err(|error| error.to_string()),
+    }
 }
 
 /// Puts this process under the program of a profile that has these flags. It needs no_new_privs or CAP_SYS_ADMIN.

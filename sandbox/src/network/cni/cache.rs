@@ -4,8 +4,8 @@
 //! left alone and harm no other pod.
 
 use std::{
-    fs, io,
-    io::{Read, Write},
+    fs,
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -18,7 +18,7 @@ use super::{
     conf::{NetworkList, Plugin},
     plugin::{Call, Command},
 };
-use crate::PodId;
+use crate::{PodId, record};
 
 const LARGEST: u64 = 8 << 20;
 
@@ -53,6 +53,21 @@ impl Record {
         }
     }
 
+    /// In place of a record that was lost: what DEL can be told from the configuration in force. Most
+    /// plugins find what they made by the pod's id.
+    pub(super) fn lost(pod: &PodId, netns: PathBuf, list: &NetworkList) -> Self {
+        Self {
+            version: 1,
+            pod: pod.clone(),
+            file: list.file.clone(),
+            list: list.raw.clone(),
+            netns,
+            args: format!("IgnoreUnknown=1;K8S_POD_INFRA_CONTAINER_ID={pod}"),
+            capabilities: Map::new(),
+            result: None,
+        }
+    }
+
     /// The same record with the last plugin's result.
     pub(super) fn ended(&self, result: Value) -> Self {
         Self { result: Some(result), ..self.clone() }
@@ -82,28 +97,40 @@ impl Record {
 #[derive(Debug)]
 pub(super) struct Cache {
     dir: PathBuf,
+    /// Where the namespaces of all pods are pinned, by id; `None` where they may be anywhere.
+    netns_dir: Option<PathBuf>,
 }
 
 impl Cache {
-    pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir }
+    pub(super) fn new(dir: PathBuf, netns_dir: Option<PathBuf>) -> Self {
+        Self { dir, netns_dir }
+    }
+
+    /// Where the pod's namespace must be pinned.
+    pub(super) fn netns(&self, pod: &PodId) -> Option<PathBuf> {
+        self.netns_dir.as_ref().map(|dir| dir.join(pod.as_str()))
     }
 
     pub(super) async fn read(&self, pod: &PodId) -> Result<Option<Record>, CniError> {
         let path = self.path(pod);
+        let expected = self.netns(pod);
         let pod = pod.clone();
         blocking("read", path, move |path| {
-            let mut text = Vec::new();
-            match fs::File::open(path).and_then(|file| file.take(LARGEST).read_to_end(&mut text)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                read => read?,
+            let text = match record::read_bytes(path, LARGEST) {
+                Err(error) if error.is_missing() => return Ok(None),
+                read => read.map_err(io::Error::other)?,
             };
             let record: Record = serde_json::from_slice(&text)?;
-            if record.version != 1 || record.pod != pod {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "it is another pod's or of another version",
-                ));
+            let refuse = |reason: String| Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+            if record.version != 1 {
+                return refuse(format!("its version is {}, this build reads version 1", record.version));
+            }
+            if record.pod != pod {
+                return refuse(format!("it is of another pod, {}", record.pod));
+            }
+            // A plugin would take down the network of whatever namespace it is told.
+            if expected.is_some_and(|expected| record.netns != expected) {
+                return refuse(format!("it names a foreign network namespace, {}", record.netns.display()));
             }
             Ok(Some(record))
         })
@@ -114,10 +141,10 @@ impl Cache {
         let dir = self.dir.clone();
         let record = record.clone();
         blocking("write", self.path(&record.pod), move |path| {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+            make_directory(&dir)?;
             let temporary = path.with_extension("new");
             // What a crash left would make the exclusive creation fail for ever.
-            let _nothing_left = fs::remove_file(&temporary);
+            clear(&temporary)?;
             let mut file =
                 fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
             file.write_all(&serde_json::to_vec(&record)?)?;
@@ -127,11 +154,12 @@ impl Cache {
     }
 
     pub(super) async fn remove(&self, pod: &PodId) -> Result<(), CniError> {
-        blocking("remove", self.path(pod), |path| match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        })
-        .await
+        blocking("remove", self.path(pod), clear).await
+    }
+
+    /// Whether the pod has a record, readable or not.
+    pub(super) fn has(&self, pod: &PodId) -> bool {
+        self.path(pod).symlink_metadata().is_ok()
     }
 
     pub(super) fn pods(&self) -> Vec<PodId> {
@@ -148,7 +176,24 @@ impl Cache {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+/// A directory for us alone.
+pub(super) fn make_directory(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// Removes whatever is at `path`, which may be damaged in any way.
+pub(super) fn clear(path: &Path) -> io::Result<()> {
+    let removed = fs::remove_file(path).or_else(|error| match error.kind() {
+        io::ErrorKind::IsADirectory => fs::remove_dir_all(path),
+        _ => Err(error),
+    });
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
     operation: &'static str,
     path: PathBuf,
     work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,

@@ -23,7 +23,9 @@ use tokio::{
 use super::{
     CniError,
     conf::{NetworkList, Plugin},
+    lock::Held,
 };
+use crate::sys;
 
 const MOST_OUTPUT: u64 = 1 << 20;
 const KEPT_STDERR: usize = 4096;
@@ -111,15 +113,20 @@ impl Runner {
         })
     }
 
-    /// Runs the plugin and returns what it wrote to standard output.
-    pub(super) async fn run(&self, call: &Call, netconf: &Map<String, Value>) -> Result<Vec<u8>, CniError> {
+    /// Runs the plugin and returns what it wrote to standard output. It inherits `lock`.
+    pub(super) async fn run(
+        &self,
+        call: &Call,
+        netconf: &Map<String, Value>,
+        lock: Option<&Held>,
+    ) -> Result<Vec<u8>, CniError> {
         let program = self.find(&call.file, &call.plugin)?;
         let failed = |operation| {
             move |source: io::Error| CniError::Process { call: call.to_string(), operation, source }
         };
         let input =
             serde_json::to_vec(netconf).map_err(io::Error::from).map_err(failed("encode its input"))?;
-        let child = self.spawn(call, &program).await.map_err(failed("start it"))?;
+        let child = self.spawn(call, &program, lock).await.map_err(failed("start it"))?;
         let mut said = Said::default();
         let ended = timeout(self.timeout, converse(child, &input, &mut said)).await;
         match ended {
@@ -137,15 +144,19 @@ impl Runner {
     }
 
     /// A program that is just being installed is busy for a moment; the kernel has no event for its end.
-    async fn spawn(&self, call: &Call, program: &Path) -> io::Result<Child> {
+    async fn spawn(&self, call: &Call, program: &Path, lock: Option<&Held>) -> io::Result<Child> {
+        let mut command = self.command(call, program);
+        if let Some(lock) = lock {
+            sys::hand_on(&mut command, lock.number());
+        }
         for _ in 0..BUSY_TRIES {
-            match self.command(call, program).spawn() {
+            match command.spawn() {
                 Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
                 other => return other,
             }
             tokio::time::sleep(BUSY_PAUSE).await;
         }
-        self.command(call, program).spawn()
+        command.spawn()
     }
 
     fn command(&self, call: &Call, program: &Path) -> tokio::process::Command {

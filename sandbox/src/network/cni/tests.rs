@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
     path::Path,
     time::{Duration, Instant},
 };
@@ -29,6 +32,7 @@ impl Site {
             bin_dirs: vec![dir.path().join("nowhere"), dir.path().join("bin")],
             cache_dir: dir.path().join("cache"),
             timeout: Duration::from_secs(5),
+            netns_dir: None,
         };
         Self { cni: Cni::new(config), dir }
     }
@@ -254,7 +258,8 @@ async fn networks_of_1_1_are_asked_for_status_and_told_what_to_keep() {
         site.cni.add(&attachment).await.unwrap();
     }
     assert_eq!(site.cni.cached(), [pod("pod1"), pod("pod2")]);
-    site.cni.gc(&[pod("pod1")]).await.unwrap();
+    site.cni.del(&pod("pod2")).await.unwrap();
+    site.cni.gc().await.unwrap();
     assert_eq!(site.cni.cached(), [pod("pod1")]);
     assert_eq!(
         site.input("new.GC")["cni.dev/valid-attachments"],
@@ -280,9 +285,90 @@ async fn a_broken_record_harms_one_pod() {
     site.conflist("10.conflist", "1.0.0", json!([{"type": "one"}]));
     fs::write(site.path("cache/pod2.json"), "{").unwrap();
     fs::write(site.path("cache/Not-Ours.json"), "{").unwrap();
-    assert!(site.cni.del(&pod("pod2")).await.unwrap_err().to_string().contains("pod2.json"));
+    let damaged = site.cni.damaged().await;
+    assert_eq!(damaged.len(), 1);
+    assert!(damaged[0].1.to_string().contains("pod2.json"), "{:?}", damaged[0]);
     site.cni.add(&site.attachment()).await.unwrap();
     site.cni.del(&pod("pod1")).await.unwrap();
+    assert_eq!(site.log(), ["ADD one", "DEL one"]);
+    // What it was connected by is lost; it is given back by what is in force.
+    site.cni.del(&pod("pod2")).await.unwrap();
+    assert_eq!(site.log()[2..], ["DEL one"]);
+    assert!(site.cni.cached().is_empty());
+    assert_eq!(fs::read_dir(site.path("cache")).unwrap().count(), 1, "no lock file stays");
+}
+
+#[tokio::test]
+async fn a_record_that_names_a_foreign_namespace_is_not_believed() {
+    let mut site = Site::new();
+    site.plugin("one", GOOD);
+    site.conflist("10.conflist", "1.0.0", json!([{"type": "one"}]));
+    site.cni.add(&site.attachment()).await.unwrap();
+    let foreign = fs::read_to_string(site.path("cache/pod1.json")).unwrap();
+    fs::write(site.path("cache/pod1.json"), foreign.replace("/nowhere/ns", "/proc/1/ns/net")).unwrap();
+    site.cni.cache = Cache::new(site.path("cache"), Some("/nowhere".into()));
+    let damage = &site.cni.damaged().await[0].1;
+    assert!(
+        matches!(damage, CniError::Cache { source, .. } if source.to_string().contains("/proc/1/ns/net"))
+    );
+    site.cni.del(&pod("pod1")).await.unwrap();
+    assert!(fs::read_to_string(site.path("log")).unwrap().ends_with("DEL one netns=\n"));
+}
+
+#[tokio::test]
+async fn gc_that_hangs_or_waits_holds_nobody_up_for_long() {
+    let site = Site::new();
+    site.plugin("slow", &format!("[ $CNI_COMMAND = DEL ] && while [ ! -e go ]; do sleep 0.05; done\n{GOOD}"));
+    site.conflist("10.conflist", "1.1.0", json!([{"type": "slow"}]));
+    site.cni.add(&site.attachment()).await.unwrap();
+    let other = Attachment { pod: pod("pod2"), ..site.attachment() };
+    let first = pod("pod1");
+    let del = site.cni.del(&first);
+    let gc = async {
+        while !site.log().contains(&"DEL slow".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        site.cni.gc().await.unwrap();
+    };
+    let add = async {
+        while !site.log().contains(&"DEL slow".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // GC waits for the DEL by now, and an ADD does not wait for it.
+        tokio::task::yield_now().await;
+        site.cni.add(&other).await.unwrap();
+        fs::write(site.path("go"), "").unwrap();
+    };
+    let (deleted, (), ()) = tokio::join!(del, gc, add);
+    deleted.unwrap();
+    assert_eq!(site.log(), ["ADD slow", "DEL slow", "ADD slow", "GC slow"]);
+    assert_eq!(site.input("slow.GC")["cni.dev/valid-attachments"][0]["containerID"], "pod2");
+}
+
+#[tokio::test]
+async fn plugins_of_an_earlier_client_are_waited_for_and_then_killed() {
+    let site = Site::new().with_timeout(Duration::from_secs(60));
+    site.plugin("one", &format!("[ $CNI_COMMAND = ADD ] && {{ echo $$ > pid; while [ ! -e go ]; do sleep 0.05; done; echo end >> log; }}\n{GOOD}"));
+    site.conflist("10.conflist", "1.0.0", json!([{"type": "one"}]));
+    // A plugin that has outlived its daemon has the lock, and nobody else knows of it.
+    let path = site.path("cache/pod1.lock");
+    let file =
+        fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", "CNI_COMMAND=ADD setsid bin/one </dev/null >/dev/null 2>&1 &"]);
+    command.current_dir(site.dir.path());
+    crate::sys::hand_on(&mut command, file.as_raw_fd());
+    command.spawn().unwrap().wait().await.unwrap();
+    drop(file);
+    while !site.path("pid").exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let patient = Locks::new(site.path("cache"), Duration::from_millis(300));
+    let taken = patient.take("pod1").await.unwrap();
+    ended(&site.path("pid")).await;
+    taken.discard();
+    assert!(!fs::read_to_string(site.path("log")).unwrap().contains("end"), "it was killed");
 }
 
 #[tokio::test]

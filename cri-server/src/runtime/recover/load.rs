@@ -1,0 +1,181 @@
+//! Reads records into the store, with suspicion: what is not as a daemon has written it is reported, and
+//! hides its object alone. Blocks.
+
+use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
+
+use podhold_sandbox::{
+    ContainerId, PodId,
+    record::{self, RecordError},
+};
+
+use super::names;
+use crate::{
+    error::Result,
+    runtime::{Runtime, damaged::container_names},
+    state::{
+        Container, ContainerPhase, ContainerRecord, ContainerStatusRecord, Hidden, Pod, PodPhase, PodRecord,
+        Reserve,
+    },
+};
+
+/// A path and what is wrong with it.
+type Wrong = (PathBuf, String);
+
+impl Runtime {
+    /// All pods that can be read.
+    pub(super) fn load(&self) -> Result<Vec<PodId>> {
+        let names = names(&self.layout.pods_state())?;
+        Ok(names.iter().filter_map(|name| self.load_pod(name)).collect())
+    }
+
+    fn load_pod(&self, name: &str) -> Option<PodId> {
+        let id = match PodId::parse(name) {
+            Ok(id) => id,
+            Err(reason) => {
+                let path = self.layout.pods_state().join(name);
+                self.report_damage(path, format!("it is not a pod's directory: {reason}"), Hidden::Nothing);
+                return None;
+            }
+        };
+        let read = match self.read_pod_record(&id) {
+            Ok(Some(record)) => self.add_loaded(record),
+            Ok(None) => return None,
+            Err(wrong) => Err(wrong),
+        };
+        if let Err((path, reason)) = read {
+            for container in container_names(&self.layout, &id) {
+                let hides = Hidden::Container(id.clone(), container);
+                self.report_damage(path.clone(), format!("its pod is damaged: {reason}"), hides);
+            }
+            self.report_damage(path, reason, Hidden::Pod(id));
+            return None;
+        }
+        self.load_containers(&id);
+        Some(id)
+    }
+
+    fn add_loaded(&self, record: PodRecord) -> std::result::Result<(), Wrong> {
+        let path = self.layout.pod_record(&record.id);
+        let phase = if record.complete { PodPhase::NotReady } else { PodPhase::Creating };
+        let added = self.store.add_pod(Pod {
+            ips: Vec::new(),
+            record: Arc::new(record),
+            phase,
+            live: None,
+            containers: BTreeSet::new(),
+            updating: Arc::default(),
+        });
+        match added {
+            Reserve::Taken(other) => Err((path, format!("pod {} has the same name", other.record.id))),
+            Reserve::New | Reserve::NotReady(_) => Ok(()),
+        }
+    }
+
+    /// A pod's record; `None` when it was never written, and so nothing of the pod was made.
+    fn read_pod_record(&self, id: &PodId) -> std::result::Result<Option<PodRecord>, Wrong> {
+        let (state, run, path) =
+            (self.layout.pod_state(id), self.layout.pod_run(id), self.layout.pod_record(id));
+        check_directory(state.clone())?;
+        match check_directory(run.clone()) {
+            Err(_) if run.symlink_metadata().is_err() => {}
+            checked => checked?,
+        }
+        match record::read::<PodRecord>(&path) {
+            Ok(record) => match record.check(id) {
+                Ok(()) => Ok(Some(record)),
+                Err(reason) => Err((path, reason)),
+            },
+            Err(error) if error.is_missing() && forget_unwritten(&state) => Ok(None),
+            Err(error) => Err((path, words(&error))),
+        }
+    }
+
+    fn load_containers(&self, pod: &PodId) {
+        let directory = self.layout.pod_state(pod).join("containers");
+        if directory.symlink_metadata().is_err() {
+            return;
+        }
+        let beneath = check_directory(directory.clone());
+        for id in container_names(&self.layout, pod) {
+            if let Err((path, reason)) = &beneath {
+                self.report_damage(path.clone(), reason.clone(), Hidden::Container(pod.clone(), id));
+                continue;
+            }
+            if self.layout.container_state(pod, &id).symlink_metadata().is_err() {
+                continue;
+            }
+            if let Err((path, reason)) = self.load_container(pod, &id) {
+                self.report_damage(path, reason, Hidden::Container(pod.clone(), id));
+            }
+        }
+        if let Err((path, reason)) = beneath {
+            self.report_damage(path, reason, Hidden::Nothing);
+        }
+    }
+
+    fn load_container(&self, pod: &PodId, id: &ContainerId) -> std::result::Result<(), Wrong> {
+        let state = self.layout.container_state(pod, id);
+        check_directory(state.clone())?;
+        let Some(owner) = self.store.pod(pod) else { return Ok(()) };
+        let path = self.layout.container_record(pod, id);
+        let record = match record::read::<ContainerRecord>(&path) {
+            Ok(record) => record,
+            Err(error) if error.is_missing() && forget_unwritten(&state) => return Ok(()),
+            Err(error) => return Err((path, words(&error))),
+        };
+        record.check(id, &owner.record).map_err(|reason| (path.clone(), reason))?;
+        let status = self.read_status(pod, id);
+        let asked = record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
+        let resources = status.as_ref().map(|status| status.resources.clone()).or(asked).unwrap_or_default();
+        let phase = match status.and_then(|status| status.ended) {
+            Some(ended) => ContainerPhase::Exited(ended),
+            None => ContainerPhase::Unknown,
+        };
+        let loaded = self.store.load_container(Container {
+            record: Arc::new(record),
+            phase,
+            resources,
+            updating: Arc::default(),
+        });
+        match loaded {
+            Reserve::Taken(other) => Err((path, format!("container {} has the same name", other.record.id))),
+            Reserve::New | Reserve::NotReady(_) => Ok(()),
+        }
+    }
+
+    /// What is known of a container's life; damage is reported and hides nothing.
+    fn read_status(&self, pod: &PodId, id: &ContainerId) -> Option<ContainerStatusRecord> {
+        let path = self.layout.container_status(pod, id);
+        match record::read(&path) {
+            Ok(status) => Some(status),
+            Err(error) if error.is_missing() => None,
+            Err(error) => {
+                self.report_damage(path, words(&error), Hidden::Nothing);
+                None
+            }
+        }
+    }
+}
+
+fn check_directory(path: PathBuf) -> std::result::Result<(), Wrong> {
+    record::check_directory(&path).map_err(|error| (path, words(&error)))
+}
+
+/// What is wrong, without the path.
+fn words(error: &RecordError) -> String {
+    match error {
+        RecordError::Invalid { reason, .. } => reason.clone(),
+        RecordError::Io { operation, source, .. } => format!("cannot {operation} it: {source}"),
+    }
+}
+
+/// Removes a directory in which no record has ever been; `false` when there is anything else.
+fn forget_unwritten(directory: &std::path::Path) -> bool {
+    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(std::result::Result::ok);
+    let names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+    // A record is written beside its place first.
+    let unwritten = names
+        .iter()
+        .all(|name| name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".json.new")));
+    unwritten && super::super::teardown::remove_tree(directory).is_ok()
+}

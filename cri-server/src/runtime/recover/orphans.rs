@@ -1,0 +1,83 @@
+//! What belongs to nobody, since the daemon ended while it was made or its record was lost.
+
+use std::sync::Arc;
+
+use podhold_sandbox::{ContainerId, PodId};
+use tokio::task::JoinSet;
+use tracing::{error, warn};
+
+use super::names;
+use crate::runtime::{Runtime, volumes};
+
+impl Runtime {
+    /// Takes down the networks of pods whose records were lost; after a reboot also of those whose records
+    /// are damaged, since they do not run.
+    pub(super) async fn give_back_addresses(self: &Arc<Self>) {
+        let lost = self.cni.cached().into_iter().filter(|pod| {
+            let damaged = self.boot.rebooted && self.store.pod(pod).is_none();
+            damaged || self.layout.pod_state(pod).symlink_metadata().is_err()
+        });
+        let mut given_back = JoinSet::new();
+        for pod in lost {
+            let runtime = Arc::clone(self);
+            given_back.spawn(async move {
+                warn!(%pod, "has a network and no record; its network is taken down");
+                if let Err(error) = runtime.cni.del(&pod).await {
+                    warn!(%pod, %error, "network not taken down");
+                }
+            });
+        }
+        given_back.join_all().await;
+    }
+
+    /// The snapshots of no container, left by a create that was cut short. Blocks.
+    pub(super) fn orphans(&self) -> Vec<String> {
+        // By directory, not by record: a container whose record cannot be used may still run.
+        let names = names(&self.layout.pods_state()).unwrap_or_default();
+        let pods: Vec<PodId> = names.iter().filter_map(|name| PodId::parse(name).ok()).collect();
+        let has = |pod: &PodId, id: &ContainerId| {
+            let recorded = self.layout.container_state(pod, id).symlink_metadata().is_ok();
+            // Of a damaged pod not even the directories may be where they were.
+            recorded
+                || self.store.pod(pod).is_none() && self.layout.bundle(pod, id).symlink_metadata().is_ok()
+        };
+        let mut keys = self.images.snapshots().keys();
+        keys.retain(|key| match ContainerId::parse(key).ok().or_else(|| volumes::owner(key)) {
+            Some(id) => !pods.iter().any(|pod| has(pod, &id)),
+            None => false,
+        });
+        keys
+    }
+
+    /// Undoes snapshots that are nobody's.
+    pub(super) async fn drop_orphans(self: &Arc<Self>, keys: Vec<String>) {
+        let snapshots = self.images.snapshots();
+        let layout = self.layout.clone();
+        let dropped = tokio::task::spawn_blocking(move || {
+            let names = names(&layout.pods_state()).unwrap_or_default();
+            let pods: Vec<PodId> = names.iter().filter_map(|name| PodId::parse(name).ok()).collect();
+            for key in keys {
+                let Some(id) = ContainerId::parse(&key).ok().or_else(|| volumes::owner(&key)) else {
+                    continue;
+                };
+                warn!(container = %key, "belongs to no container; undone");
+                let index = key.split_once('.').map(|(_, index)| index.to_owned());
+                let place = |pod: &PodId| match &index {
+                    Some(index) => layout.volumes(pod, &id).join(index),
+                    None => layout.rootfs(pod, &id),
+                };
+                let mounted = pods.iter().map(place).find(|place| place.exists());
+                if let Some(Err(error)) = mounted.map(|mounted| snapshots.unmount(&mounted)) {
+                    warn!(container = %key, %error, "root filesystem not unmounted");
+                    continue;
+                }
+                if let Err(error) = snapshots.remove(&key) {
+                    warn!(container = %key, %error, "root filesystem not removed");
+                }
+            }
+        });
+        if let Err(error) = dropped.await {
+            error!(%error, "orphans not undone");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The truth of pods that run: their shims are asked, and what they say is folded into the store.
+
+use std::{sync::Arc, time::Duration};
+
+use podhold_sandbox::{
+    ContainerId, PodId,
+    launch::{KnownState, LaunchError},
+};
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::super::Runtime;
+use crate::state::{ContainerEvent, ContainerPhase, PodEvent, Run};
+
+/// How long a shim that was dialled may take to answer.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// Pauses between questions to a shim that does not answer.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+impl Runtime {
+    /// A shim that is there and does not answer may be busy, or of a build that this one cannot talk to:
+    /// its containers are not declared dead. Asked ever more rarely, for there is no event to wait for.
+    pub(super) fn keep_asking(self: &Arc<Self>, id: PodId) {
+        let runtime = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                let waits = runtime.store.pod(&id).is_some_and(|pod| pod.live.is_none());
+                if !waits {
+                    return;
+                }
+                match runtime.ask_shim(&id).await {
+                    Ok(()) => return,
+                    Err(LaunchError::Gone { .. }) => break,
+                    Err(reason) => warn!(pod = %id, reason = %reason, "shim still does not answer"),
+                }
+            }
+            for container in runtime.store.containers_of(&id) {
+                runtime.fold_dead(container);
+            }
+        });
+    }
+
+    /// Dials the shim and folds what it says into the store.
+    pub(super) async fn ask_shim(self: &Arc<Self>, id: &PodId) -> std::result::Result<(), LaunchError> {
+        let open = self.launcher.reopen_pod(id).await?;
+        let known =
+            timeout(ANSWER_TIME, open.pod.containers()).await.map_err(|_| LaunchError::Protocol {
+                pod: id.clone(),
+                reason: format!("no answer within {} s", ANSWER_TIME.as_secs()),
+            })??;
+        self.store.change_pod(id, |pod| {
+            pod.live = Some(open.pod);
+            pod.ips.clone_from(&pod.record.ips);
+        });
+        self.store.pod_event(id, PodEvent::Found);
+        for container in known {
+            self.fold(&container.id, container.state);
+        }
+        for container in self.store.containers_of(id) {
+            // Not known to a shim that has deleted it, or that is about to end.
+            self.fold_dead(container);
+        }
+        self.watch(id.clone(), open.events);
+        Ok(())
+    }
+
+    fn fold(self: &Arc<Self>, id: &ContainerId, state: KnownState) {
+        match state {
+            KnownState::Running(started) => {
+                let run = Run { pid: started.pid, started_at: started.at };
+                self.store.container_event(id, ContainerEvent::Started(run));
+            }
+            KnownState::Exited { exit, .. } => self.exited(id, &exit),
+            KnownState::Starting => self.go_on_starting(id),
+        }
+    }
+
+    /// Joins, in the background, a start that an earlier daemon had asked for.
+    fn go_on_starting(self: &Arc<Self>, id: &ContainerId) {
+        let Some(Ok(container)) = self.store.container_event(id, ContainerEvent::FoundStarting) else {
+            return;
+        };
+        let (runtime, id) = (Arc::clone(self), id.clone());
+        tokio::spawn(async move {
+            let starting = Arc::clone(&runtime);
+            let started =
+                runtime.under_way.start.join(id.clone(), || starting.carry_out_start(container)).await;
+            if let Err(error) = started {
+                warn!(container = %id, %error, "start under way at the last daemon's end has failed");
+            }
+        });
+    }
+}

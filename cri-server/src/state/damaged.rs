@@ -1,0 +1,39 @@
+//! What was found on disk and cannot be used, until it is removed or the daemon starts again. No I/O.
+
+use std::path::PathBuf;
+
+use podhold_sandbox::{ContainerId, PodId};
+
+/// A file or directory that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Which one.
+    pub path: PathBuf,
+    /// Why, in words.
+    pub reason: String,
+    /// What is not known because of it.
+    pub hides: Hidden,
+}
+
+/// What a damage hides: no list has it, and whoever asks for it by its id is told why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hidden {
+    /// Nothing: the object is there without that part.
+    Nothing,
+    /// A pod.
+    Pod(PodId),
+    /// A container.
+    Container(PodId, ContainerId),
+}
+
+impl Damage {
+    /// The words for who asks for what it hides.
+    pub fn words(&self, object: &str, id: &str) -> String {
+        format!(
+            "{object} {id} is damaged: {}: {}; put that back as it was and start podhold again, or remove \
+             the {object} for good by its full id",
+            self.path.display(),
+            self.reason
+        )
+    }
+}
