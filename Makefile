@@ -2,7 +2,7 @@
 # user with sudo: what else is needed is installed from package registries (integration/setup.sh).
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench test conformance fuzz lint clean setup check-format check-lints unit crictl
+.PHONY: help build demo bench test conformance fuzz soak lint clean setup check-format check-lints unit crictl
 
 CARGO ?= cargo
 RELEASE = $(shell $(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$(shell rustc -vV | sed -n 's/^host: //p')/release
@@ -43,6 +43,12 @@ conformance: ## Run the official CRI suite (FOCUS=regex: some specs; CRITEST=pat
 fuzz: ## Feed every parser of foreign input for SECONDS (60) each (TARGET=name: one of them)
 	@integration/setup.sh fuzz
 	fuzz/run.sh $(or $(SECONDS),60) $(TARGET)
+
+soak: ## Ten minutes of storm, then 20,000 pods (MINUTES, COUNT, SEED); prints tables for a document
+	@integration/setup.sh test
+	$(CARGO) build --release --locked --workspace --bins
+	$(SUDO) $(RELEASE)/podhold-soak storm --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+	$(SUDO) $(RELEASE)/podhold-soak cycles --count $(or $(COUNT),20000)
 
 test: setup check-format check-lints unit crictl conformance ## Check and test everything
 

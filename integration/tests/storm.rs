@@ -33,7 +33,7 @@ async fn after_many_pods_the_daemon_and_the_machine_are_as_before() {
         at_once: 8,
         bridge_every: 20,
         looks: 1,
-        tolerance: 8 << 10,
+        tolerance: 12 << 10,
     };
     println!("{}", cycles::run(&rig, plan).await);
     rig.finish().await;

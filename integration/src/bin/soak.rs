@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
-use podhold_integration::{rig, soak::{cycles, storm}};
+use podhold_integration::{
+    rig,
+    soak::{cycles, storm},
+};
 
 #[derive(Parser)]
 #[command(about = "Storms of clients and long runs of pods, against the daemon as built")]
@@ -41,7 +44,7 @@ enum Verb {
         #[arg(long, default_value_t = 20)]
         bridge_every: u64,
         /// How much more memory the daemon may use at the end, in KiB
-        #[arg(long, default_value_t = 4096)]
+        #[arg(long, default_value_t = 12 << 10)]
         tolerance: u64,
     },
 }
@@ -63,7 +66,7 @@ async fn run(verb: Verb) {
                 kills_for: time * 3 / 4,
                 kill_within: Duration::from_secs(5),
                 calm_for: time / 4,
-                tolerance: 4096,
+                tolerance: 12 << 10,
                 seed: seed.unwrap_or_else(|| std::process::id().into()),
             };
             println!("\n{}", storm::run(&mut rig, plan).await);

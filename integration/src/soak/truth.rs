@@ -1,10 +1,6 @@
 //! What the kernel has, beside what the daemon says, when nobody asks anything.
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, io, time::Duration};
 
 use podhold_proto::cri::*;
 use tokio::time::{Instant, interval};
@@ -32,8 +28,10 @@ impl Processes {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
             // Dead ones have no command line any more.
             let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
-            let words: Vec<String> =
-                line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+            let words: Vec<String> = line
+                .split(|byte| *byte == 0)
+                .map(|word| String::from_utf8_lossy(word).into_owned())
+                .collect();
             match words[0].as_str() {
                 "/probe" => drop(found.workloads.insert(pid)),
                 "podhold-shim" => found.shims.extend(words.get(3).cloned()),
@@ -55,7 +53,9 @@ impl Processes {
         let all = client.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
         for container in all {
             match container.state() {
-                ContainerState::ContainerRunning => drop(told.workloads.insert(pid(rig, &container.id).await?)),
+                ContainerState::ContainerRunning => {
+                    drop(told.workloads.insert(pid(rig, &container.id).await?))
+                }
                 ContainerState::ContainerUnknown => {
                     return Err(tonic::Status::unknown(format!("container {} is Unknown", container.id)));
                 }

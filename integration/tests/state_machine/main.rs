@@ -1,7 +1,7 @@
 //! Random sequences of everything that can happen to a few pods, against a model of what must be true after
 //! each step. A sequence that fails is shrunk to the shortest that still does.
 //!
-//! `PODHOLD_CASES` (12) and `PODHOLD_STEPS` (30) say how much is tried, `PODHOLD_SEED` (4) what: the same
+//! `PODHOLD_CASES` (8) and `PODHOLD_STEPS` (24) say how much is tried, `PODHOLD_SEED` (4) what: the same
 //! seed tries the same again.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
@@ -27,14 +27,18 @@ fn setting(name: &str, default: u32) -> u32 {
 
 /// A runner whose choices follow from the seed alone. Seeds are given by hand, so no files are kept.
 fn runner(seed: u32, cases: u32) -> TestRunner {
-    let config =
-        Config { cases, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
     let mut bytes = [0; 32];
     bytes[..4].copy_from_slice(&seed.to_le_bytes());
     TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
 }
 
-async fn try_steps(system: &mut System, mut model: Model, steps: &[Step], seen: impl Fn()) -> Result<(), String> {
+async fn try_steps(
+    system: &mut System,
+    mut model: Model,
+    steps: &[Step],
+    seen: impl Fn(),
+) -> Result<(), String> {
     for step in steps {
         seen();
         model = Model::apply(model, step);
@@ -50,8 +54,8 @@ fn whatever_happens_the_daemon_answers_as_the_model_and_nothing_is_left() {
     require!(root, program "docker-registry", program "nft", program "iptables", program "ip",
              plugin "bridge", plugin "portmap");
     let seed = setting("PODHOLD_SEED", 4);
-    let steps = usize::try_from(setting("PODHOLD_STEPS", 30)).unwrap();
-    let cases = setting("PODHOLD_CASES", 12);
+    let steps = usize::try_from(setting("PODHOLD_STEPS", 24)).unwrap();
+    let cases = setting("PODHOLD_CASES", 8);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let system = RefCell::new(System::new(runtime.block_on(Rig::start())));
     let count = std::cell::Cell::new(0);

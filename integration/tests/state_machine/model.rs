@@ -52,22 +52,57 @@ pub(crate) struct Place {
 /// A call of one verb.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verb {
-    RunPod { pod: usize, other: bool },
-    StopPod { pod: usize },
-    RemovePod { pod: usize },
-    Create { at: Place, other: bool },
-    Start { at: Place },
+    RunPod {
+        pod: usize,
+        other: bool,
+    },
+    StopPod {
+        pod: usize,
+    },
+    RemovePod {
+        pod: usize,
+    },
+    Create {
+        at: Place,
+        other: bool,
+    },
+    Start {
+        at: Place,
+    },
     /// With time to end by itself, or none.
-    Stop { at: Place, kindly: bool },
-    Remove { at: Place },
-    Exec { at: Place, code: i32 },
-    ExecNothing { at: Place },
-    Update { at: Place, shares: i64 },
-    Reopen { at: Place },
-    Stats { at: Place },
-    ExecUrl { at: Place },
-    AttachUrl { at: Place },
-    ForwardUrl { pod: usize },
+    Stop {
+        at: Place,
+        kindly: bool,
+    },
+    Remove {
+        at: Place,
+    },
+    Exec {
+        at: Place,
+        code: i32,
+    },
+    ExecNothing {
+        at: Place,
+    },
+    Update {
+        at: Place,
+        shares: i64,
+    },
+    Reopen {
+        at: Place,
+    },
+    Stats {
+        at: Place,
+    },
+    ExecUrl {
+        at: Place,
+    },
+    AttachUrl {
+        at: Place,
+    },
+    ForwardUrl {
+        pod: usize,
+    },
 }
 
 /// Verbs that are given an id.
@@ -296,7 +331,8 @@ fn verbs() -> impl Strategy<Value = Verb> {
 
 fn by_id() -> impl Strategy<Value = ById> {
     use ById::*;
-    let all = [StopPod, RemovePod, PodStatus, Create, Start, Stop, Remove, Status, Exec, Update, Reopen, Stats];
+    let all =
+        [StopPod, RemovePod, PodStatus, Create, Start, Stop, Remove, Status, Exec, Update, Reopen, Stats];
     prop::sample::select(all.to_vec())
 }
 

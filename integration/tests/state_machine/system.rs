@@ -89,10 +89,13 @@ impl System {
                 }
                 self.compare(verb, one, model)?;
                 // What is new to the first is there for the second.
-                let then = Model { answer: model.answer.map(|answer| match answer {
-                    Answer::New => Answer::Same,
-                    other => other,
-                }), ..model.clone() };
+                let then = Model {
+                    answer: model.answer.map(|answer| match answer {
+                        Answer::New => Answer::Same,
+                        other => other,
+                    }),
+                    ..model.clone()
+                };
                 self.compare(verb, two, &then)
             }
             Step::Nonsense { verb, empty } => {
@@ -205,7 +208,8 @@ impl System {
 
     async fn update(&self, id: &str, shares: i64) -> Result<(), Status> {
         let linux = Some(LinuxContainerResources { cpu_shares: shares, ..Default::default() });
-        let request = UpdateContainerResourcesRequest { container_id: id.into(), linux, ..Default::default() };
+        let request =
+            UpdateContainerResourcesRequest { container_id: id.into(), linux, ..Default::default() };
         self.rig.cri().runtime.clone().update_container_resources(request).await.map(drop)
     }
 

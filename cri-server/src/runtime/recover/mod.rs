@@ -99,7 +99,7 @@ impl Runtime {
         });
     }
 
-    /// A container whose pod does not run: how it ended is on disk, or nobody knows. Blocks.
+    /// A container that no shim knows: how it ended is on disk, or nobody knows, or it was never started. Blocks.
     pub(super) fn fold_dead(self: &Arc<Self>, container: Container) {
         if container.phase != ContainerPhase::Unknown {
             return;

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::super::Runtime;
-use crate::state::{ContainerEvent, ContainerPhase, PodEvent, Run};
+use crate::state::{ContainerEvent, PodEvent, Run};
 
 /// How long a shim that was dialled may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ use std::{
 use podhold_proto::cri::*;
 use tonic::Status;
 
-use super::ledger::{ContainerSeen, PodSeen, Reply, Slot, State, What};
+use super::words::{ContainerSeen, PodSeen, Reply, Slot, State, What};
 use crate::{
     configs::{self, Parts},
     cri::Cri,

@@ -16,7 +16,8 @@ use tonic::{Code, Status};
 
 use super::{
     calls::{self, Orders},
-    ledger::{Call, Ledger, Outcome, Reply, Slot, What},
+    ledger::{Call, Ledger},
+    words::{Outcome, Reply, Slot, What},
 };
 use crate::{cri::Cri, soak::dice::Dice};
 

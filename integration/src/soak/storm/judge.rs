@@ -2,9 +2,9 @@
 
 use tonic::Code;
 
-use super::ledger::{
-    Asked, Call, ContainerFacts, ContainerSeen, Ledger, Outcome, PodFacts, PodSeen, Reply, Slot, State, Tick,
-    What,
+use super::{
+    ledger::{Asked, Call, ContainerFacts, Ledger, PodFacts, Tick},
+    words::{ContainerSeen, Outcome, PodSeen, Reply, Slot, State, What},
 };
 
 type Verdict = Result<(), String>;
@@ -70,7 +70,10 @@ impl Ledger {
     /// Two pods of one name are never there at once.
     fn judge_only_pod(&self, slot: &Slot, id: &str) -> Verdict {
         let twin = self.pods.iter().find(|(other, facts)| {
-            *other != id && facts.known > 0 && facts.slot.as_ref() == Some(slot) && facts.remove.begun.is_none()
+            *other != id
+                && facts.known > 0
+                && facts.slot.as_ref() == Some(slot)
+                && facts.remove.begun.is_none()
         });
         match twin {
             Some((twin, _)) => Err(format!("pod {twin} has this name and nobody has removed it")),
@@ -138,7 +141,10 @@ impl Ledger {
 
     fn judge_container(&self, seen: &ContainerSeen, begun: Tick) -> Verdict {
         let Some(facts) = self.containers.get(&seen.id) else { return Ok(()) };
-        wrong_if(before(facts.remove.done, begun) || self.pod_removed(facts, begun), "it was removed before")?;
+        wrong_if(
+            before(facts.remove.done, begun) || self.pod_removed(facts, begun),
+            "it was removed before",
+        )?;
         if let (Some(known), Some(told)) = (facts.ended, seen.ended) {
             wrong_if(known != told, &format!("it had ended with {known:?} (code, time)"))?;
         }
@@ -209,9 +215,8 @@ impl Ledger {
                 wrong_if(!self.facts(id, |facts| self.may_end(facts)), "nobody has ended it or its pod")
             }
             (What::Exec(id) | What::Reopen(id) | What::Stats(id), Code::FailedPrecondition) => {
-                let runs = |facts: &ContainerFacts| {
-                    before(facts.start.done, call.begun) && !self.may_end(facts)
-                };
+                let runs =
+                    |facts: &ContainerFacts| before(facts.start.done, call.begun) && !self.may_end(facts);
                 wrong_if(self.facts(id, runs), "it runs, and nobody has ended it")
             }
             (What::Update(id), Code::FailedPrecondition) => {

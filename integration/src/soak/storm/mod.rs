@@ -6,7 +6,8 @@
 mod calls;
 mod client;
 mod judge;
-pub mod ledger;
+mod ledger;
+mod words;
 
 use std::{
     fmt,
@@ -203,10 +204,10 @@ async fn remove_all(rig: &Rig, storm: &Storm) {
         loop {
             let pods = calls::pods(rig.cri()).await.unwrap_or_else(|status| panic!("list: {status}"));
             let calls = pods.iter().map(|pod| async {
-                let call = storm.ledger().begin(ledger::What::RemovePod(pod.id.clone()));
+                let call = storm.ledger().begin(words::What::RemovePod(pod.id.clone()));
                 let answer = rig.cri().remove_pod(&pod.id).await;
                 answer.unwrap_or_else(|status| panic!("remove {}: {status}", pod.id));
-                let outcome = ledger::Outcome::Reply(ledger::Reply::Done);
+                let outcome = words::Outcome::Reply(words::Reply::Done);
                 storm.ledger().end(&call, &outcome).unwrap_or_else(|wrong| panic!("{wrong}"));
             });
             futures::future::join_all(calls).await;
