@@ -33,7 +33,9 @@ impl Processes {
                 .map(|word| String::from_utf8_lossy(word).into_owned())
                 .collect();
             match words[0].as_str() {
-                "/probe" => drop(found.workloads.insert(pid)),
+                "/probe" => {
+                    found.workloads.insert(pid);
+                }
                 "podhold-shim" => found.shims.extend(words.get(3).cloned()),
                 _ => {}
             }
@@ -54,7 +56,7 @@ impl Processes {
         for container in all {
             match container.state() {
                 ContainerState::ContainerRunning => {
-                    drop(told.workloads.insert(pid(rig, &container.id).await?))
+                    told.workloads.insert(pid(rig, &container.id).await?);
                 }
                 ContainerState::ContainerUnknown => {
                     return Err(tonic::Status::unknown(format!("container {} is Unknown", container.id)));

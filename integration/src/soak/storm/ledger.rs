@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, HashMap};
 use super::words::{ContainerSeen, Outcome, Reply, Slot, State, What};
 
 /// A time on the ledger's own clock.
-pub type Tick = u64;
+pub(super) type Tick = u64;
 
 /// First beginning and first success of a verb on an object.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Span {
+pub(super) struct Span {
     pub(super) begun: Option<Tick>,
     pub(super) done: Option<Tick>,
 }
@@ -64,7 +64,7 @@ pub(super) struct Asked {
 
 /// A call under way.
 #[derive(Debug, Clone)]
-pub struct Call {
+pub(super) struct Call {
     pub(super) begun: Tick,
     /// What was asked for.
     pub what: What,
@@ -72,7 +72,7 @@ pub struct Call {
 
 /// Everything that is known.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub(super) struct Ledger {
     clock: Tick,
     pub(super) pods: HashMap<String, PodFacts>,
     pub(super) containers: HashMap<String, ContainerFacts>,
@@ -91,13 +91,13 @@ impl Ledger {
     }
 
     /// A daemon is about to be killed.
-    pub fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         let now = self.tick();
         self.kills.push((now, None));
     }
 
     /// Its successor answers.
-    pub fn up_again(&mut self) {
+    pub(super) fn up_again(&mut self) {
         let now = self.tick();
         if let Some(last) = self.kills.last_mut() {
             last.1 = Some(now);
@@ -105,12 +105,12 @@ impl Ledger {
     }
 
     /// How often a daemon was killed.
-    pub fn kill_count(&self) -> usize {
+    pub(super) fn kill_count(&self) -> usize {
         self.kills.len()
     }
 
     /// Writes down that a call is about to be made.
-    pub fn begin(&mut self, what: What) -> Call {
+    pub(super) fn begin(&mut self, what: What) -> Call {
         let begun = self.tick();
         match &what {
             What::RunPod(slot, other) => {
@@ -141,7 +141,7 @@ impl Ledger {
     ///
     /// # Errors
     /// What is wrong, in words, with what has happened to the object before.
-    pub fn end(&mut self, call: &Call, outcome: &Outcome) -> Result<(), String> {
+    pub(super) fn end(&mut self, call: &Call, outcome: &Outcome) -> Result<(), String> {
         let now = self.tick();
         let kind = match outcome {
             Outcome::Reply(_) => "OK".to_owned(),

@@ -2,7 +2,7 @@
 
 /// A pod's name and attempt: what makes it the same pod to a kubelet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Slot {
+pub(super) struct Slot {
     /// Its name.
     pub name: String,
     /// Its attempt.
@@ -11,7 +11,7 @@ pub struct Slot {
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
+pub(super) enum What {
     /// RunPodSandbox, with the other of two configurations if it says so.
     RunPod(Slot, bool),
     /// StopPodSandbox.
@@ -50,7 +50,7 @@ pub enum What {
 
 impl What {
     /// The verb, for a table.
-    pub fn verb(&self) -> &'static str {
+    pub(super) fn verb(&self) -> &'static str {
         match self {
             Self::RunPod(..) => "RunPodSandbox",
             Self::StopPod(_) => "StopPodSandbox",
@@ -75,7 +75,7 @@ impl What {
 
 /// A pod as an answer shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodSeen {
+pub(super) struct PodSeen {
     /// Its id.
     pub id: String,
     /// Its name.
@@ -86,7 +86,7 @@ pub struct PodSeen {
 
 /// Where a container is, in the order of its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
+pub(super) enum State {
     /// Created.
     Created,
     /// Running.
@@ -97,7 +97,7 @@ pub enum State {
 
 /// A container as an answer shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerSeen {
+pub(super) struct ContainerSeen {
     /// Its id.
     pub id: String,
     /// Its pod.
@@ -112,7 +112,7 @@ pub struct ContainerSeen {
 
 /// A successful answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reply {
+pub(super) enum Reply {
     /// Nothing but success.
     Done,
     /// An id.
@@ -131,7 +131,7 @@ pub enum Reply {
 
 /// How a call ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// It succeeded.
     Reply(Reply),
     /// It was refused.
