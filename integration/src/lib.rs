@@ -22,6 +22,7 @@ pub mod programs;
 pub mod raw;
 pub mod registry;
 pub mod rig;
+pub mod soak;
 pub mod steps;
 pub mod store;
 pub mod streams;

@@ -138,6 +138,14 @@ impl Rig {
         self.daemon = again.unwrap_or_else(|error| panic!("{error}"));
     }
 
+    /// What there is more or less of than before the test, once the kernel has had time to clean up.
+    ///
+    /// # Panics
+    /// When the machine cannot be looked at.
+    pub async fn leaks(&self) -> Vec<Leak> {
+        self.settled().await
+    }
+
     /// Ends everything in the machine at once, as a loss of power does, and boots it anew: namespaces, links,
     /// rules and mounts are gone, and the run directory's content too where it is `lost`. Answers how long
     /// the daemon took to come back.
@@ -210,7 +218,11 @@ impl Rig {
         }
     }
 
-    async fn snapshot(&self) -> Snapshot {
+    /// Everything of the machine that the daemon could have made.
+    ///
+    /// # Panics
+    /// When the machine cannot be looked at.
+    pub async fn snapshot(&self) -> Snapshot {
         let mut words = vec![programs::built("podhold-machine").display().to_string(), "snapshot".into()];
         let mut option = |name: &str, value: String| words.extend([format!("--{name}"), value]);
         option("cgroup", self.cgroup.clone());

@@ -76,11 +76,13 @@ pub(super) fn pod_state(phase: PodPhase) -> cri::PodSandboxState {
 /// A container's state as the CRI knows it.
 pub(super) fn container_state(phase: &ContainerPhase) -> cri::ContainerState {
     match phase {
-        ContainerPhase::Creating | ContainerPhase::Created | ContainerPhase::Starting => {
-            cri::ContainerState::ContainerCreated
-        }
+        // One that never ran and is being removed has no exit code to tell.
+        ContainerPhase::Creating
+        | ContainerPhase::Created
+        | ContainerPhase::Starting
+        | ContainerPhase::Removing(None) => cri::ContainerState::ContainerCreated,
         ContainerPhase::Running(_) | ContainerPhase::Stopping { .. } => cri::ContainerState::ContainerRunning,
-        ContainerPhase::Exited(_) | ContainerPhase::Removing(_) => cri::ContainerState::ContainerExited,
+        ContainerPhase::Exited(_) | ContainerPhase::Removing(Some(_)) => cri::ContainerState::ContainerExited,
         ContainerPhase::Unknown => cri::ContainerState::ContainerUnknown,
     }
 }

@@ -66,6 +66,8 @@ impl Runtime {
 
     /// Has the shim start a container that was claimed, and commits how that went.
     pub(super) async fn carry_out_start(self: Arc<Self>, container: Container) -> Result<()> {
+        // Limits are changed before the start, in the bundle, or after it, in the cgroup.
+        let _turn = container.updating.lock().await;
         let id = &container.record.id;
         match guarded(self.start(&container)).await {
             Ok(run) => {
@@ -150,12 +152,13 @@ impl Runtime {
         let limits = resources::build(&merged, Vec::new())?;
         let id = container.record.id.clone();
         match &container.phase {
-            ContainerPhase::Running(_) | ContainerPhase::Stopping { .. } | ContainerPhase::Starting => {
+            ContainerPhase::Running(_) | ContainerPhase::Stopping { .. } => {
                 let cgroups = self.cgroups.clone();
                 let cgroup = container.record.cgroup.clone();
                 blocking("limits", move || cgroups.set(&cgroup, &limits).map_err(Error::from)).await?;
             }
-            ContainerPhase::Created => {
+            // A start that was claimed waits for its turn.
+            ContainerPhase::Created | ContainerPhase::Starting => {
                 self.cgroups.check(&container.record.cgroup, &limits)?;
                 let mut limits = limits;
                 self.without_foreign_limits(&mut limits);

@@ -101,6 +101,11 @@ impl Snapshot {
         ])))
     }
 
+    /// How many things of this kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.0.get(&kind).map_or(0, |things| things.values().sum())
+    }
+
     /// The same, with these kinds of things as `other` has them.
     #[must_use]
     pub fn with(mut self, kinds: &[Kind], other: &Self) -> Self {

@@ -125,6 +125,11 @@ impl Machine {
         PathBuf::from(format!("/proc/{}/root", self.init))
     }
 
+    /// Where the host sees what the kernel tells of a process, by its pid inside: `/proc/PID` of the machine.
+    pub fn process(&self, pid: i32) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root/proc/{pid}", self.init))
+    }
+
     /// Starts a program; answers its pid inside the machine.
     pub async fn spawn(
         &self,
