@@ -3,8 +3,15 @@
 //!
 //! A record that cannot be read harms one object, and is reported.
 
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use podhold_sandbox::{
     ContainerId, PodId,
     launch::{KnownState, LaunchError},
@@ -24,6 +31,8 @@ use crate::{
 
 /// How long a shim that was dialled may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// When no shim has answered for so long, those that have not are waited for in the background.
+const LULL: Duration = Duration::from_secs(1);
 /// Pauses between questions to a shim that does not answer.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -34,13 +43,29 @@ impl Runtime {
         let names = names(&self.layout.pods_state())?;
         let pods: Vec<PodId> = names.iter().filter_map(|name| self.load_pod(name)).collect();
         let count = pods.len();
-        futures::future::join_all(pods.into_iter().map(|id| self.recover_pod(id))).await;
+        self.recover_pods(pods).await;
         self.drop_orphans().await;
         self.give_back_addresses();
         if count > 0 {
             info!(pods = count, "recovered");
         }
         Ok(())
+    }
+
+    /// Asks all shims at once. One that is there and does not answer holds up nobody: when no other has
+    /// answered for a while, it goes on being asked in the background.
+    async fn recover_pods(self: &Arc<Self>, pods: Vec<PodId>) {
+        let recover = |id| {
+            let runtime = Arc::clone(self);
+            tokio::spawn(async move { runtime.recover_pod(id).await })
+        };
+        let mut asked: FuturesUnordered<_> = pods.into_iter().map(recover).collect();
+        while let Ok(next) = timeout(LULL, asked.next()).await {
+            if next.is_none() {
+                return;
+            }
+        }
+        warn!(pods = asked.len(), "their shims do not answer yet; serving without them");
     }
 
     /// Takes down, in the background, the networks of pods whose records were lost.
@@ -264,11 +289,14 @@ impl Runtime {
                 .iter()
                 .filter_map(|name| PodId::parse(name).ok())
                 .collect();
+            let containers = |pod| names(&layout.pod_state(pod).join("containers")).unwrap_or_default();
+            let known: HashMap<String, &PodId> =
+                pods.iter().flat_map(|pod| containers(pod).into_iter().map(move |id| (id, pod))).collect();
             for key in snapshots.keys() {
                 let Some(id) = ContainerId::parse(&key).ok().or_else(|| volumes::owner(&key)) else {
                     continue;
                 };
-                if pods.iter().any(|pod| layout.container_record(pod, &id).exists()) {
+                if known.get(id.as_str()).is_some_and(|pod| layout.container_record(pod, &id).exists()) {
                     continue;
                 }
                 warn!(container = %key, "belongs to no container; undone");
