@@ -3,7 +3,6 @@
 
   faults_report.py .cache/bench/results/20261121T051944Z
 """
-import statistics
 import sys
 
 from report import RUNTIMES, load, machine, number, spread
@@ -38,11 +37,12 @@ def busy(facts):
     for name, f in facts.items():
         b = f.get("busy")
         if b:
-            hung = f.get("hung create", {})
-            out.append("- %s: %d rounds in %.0f s, processors busy %.0f %%, %.1f pods/s; hung create %s; %d reads failed. %s" % (
-                name, len(b["took"]["echo"]), b["seconds"], b["processors"], b["pods"] / b["seconds"],
-                "waited to the end" if b["hung"] else "ended before", sum(map(len, b["failed"].values())),
-                "Released: %s" % hung.get("error") if hung else ""))
+            hung = f.get("hung create", [])
+            out.append("- %s: %d rounds in %.0f s, processors busy %.0f %%, %.1f pods/s up and down again; %d reads "
+                       "failed. CreateContainer on the hung mount answered after %s s%s" % (
+                           name, len(b["took"]["echo"]), b["seconds"], b["processors"], b["pods"] / b["seconds"],
+                           sum(map(len, b["failed"].values())), ", ".join("%.0f" % h["seconds"] for h in hung),
+                           ": " + hung[0]["error"] if hung else ""))
     return out + [""]
 
 
@@ -82,7 +82,7 @@ def exits(got):
     for kind, seen in kinds.items():
         told = sorted({"%s %s" % ("not exited" if code is None else code, reason or "-") for code, reason, _ in seen})
         lates = [late for _, _, late in seen]
-        cells[kind] = "%s; finished %.2f to %.2f s off" % (", ".join(told), min(lates), max(lates))
+        cells[kind] = "%s; time off by %.2f to %.2f s" % (", ".join(told), min(lates), max(lates))
     return cells
 
 
@@ -102,8 +102,9 @@ def crash(facts):
                 cells.append("-")
         rows.append("| %s | %s |" % (title, " | ".join(cells)))
 
-    for kind in ("exit 9", "exit 0", "OOM"):
-        row("%s while the daemon is dead: code and reason afterwards" % kind, lambda f, k=kind: exits(f["exits"])[k])
+    kinds = {kind: None for f in got.values() for kind, *_ in f.get("exits", [])}
+    for kind in kinds:
+        row("end while the daemon is dead (%s): code and reason afterwards" % kind, lambda f, k=kind: exits(f["exits"])[k])
     log = lambda key, form="%d": (lambda f: form % f["logs"][key])
     row("lines written at 10,000 a second", log("lines"))
     row("… **missing**", log("missing"))

@@ -4,6 +4,7 @@ mod config;
 mod image;
 mod run;
 mod serve;
+mod threads;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -104,11 +105,6 @@ fn start_logging(level: &str) -> Result<(), Failure> {
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
     Ok(())
-}
-
-/// The threads of a daemon or of a command.
-fn threads() -> Result<tokio::runtime::Runtime, Failure> {
-    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("podhold").build()?)
 }
 
 /// What needs root says so before it fails half way.

@@ -32,7 +32,7 @@ use crate::{
 /// How long a shim that was dialled may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// When no shim has answered for so long, those that have not are waited for in the background.
-const LULL: Duration = Duration::from_secs(1);
+const LULL: Duration = Duration::from_secs(2);
 /// Pauses between questions to a shim that does not answer.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ impl Runtime {
     /// Finds what an earlier daemon left.
     pub(super) async fn recover(self: &Arc<Self>) -> Result<()> {
         let names = names(&self.layout.pods_state())?;
-        let pods: Vec<PodId> = names.iter().filter_map(|name| self.load_pod(name)).collect();
+        let pods = self.side_by_side("records", names, |runtime, name| runtime.load_pod(&name)).await?;
         let count = pods.len();
         self.recover_pods(pods).await;
         self.drop_orphans().await;
