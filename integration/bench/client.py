@@ -41,14 +41,8 @@ def load_stubs(proto):
 class Client:
     def __init__(self, args):
         self.args = args
-        self.pb, rpc = load_stubs(args.proto)
-        size = 64 << 20
-        target = args.endpoint if "://" in args.endpoint else "unix://" + args.endpoint
-        self.channel = grpc.insecure_channel(target, options=[
-            ("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size),
-            ("grpc.default_authority", "localhost")])
-        grpc.channel_ready_future(self.channel).result(timeout=20)
-        self.rt, self.im = rpc.RuntimeServiceStub(self.channel), rpc.ImageServiceStub(self.channel)
+        self.pb, self.rpc = load_stubs(args.proto)
+        self.connect()
         self.session = uuid.uuid4().hex[:8]
         self.logs = tempfile.mkdtemp(prefix="cribench-logs-")
         self.rows = {}          # name -> list of milliseconds
@@ -56,6 +50,19 @@ class Client:
         self.serial = 0
         self.groups = {}        # pod -> its control group, which we make and remove
         self.image_id = None
+
+    def connect(self, timeout=20):
+        """Dials the daemon; anew after it has ended."""
+        size = 64 << 20
+        target = self.args.endpoint if "://" in self.args.endpoint else "unix://" + self.args.endpoint
+        channel = grpc.insecure_channel(target, options=[
+            ("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size),
+            ("grpc.default_authority", "localhost"),
+            # Channels to one address share connections, and how long to wait after one has failed.
+            ("grpc.use_local_subchannel_pool", 1)])
+        grpc.channel_ready_future(channel).result(timeout=timeout)
+        self.channel = channel
+        self.rt, self.im = self.rpc.RuntimeServiceStub(channel), self.rpc.ImageServiceStub(channel)
 
     # -- timing
 
@@ -151,3 +158,49 @@ class Client:
             body(False)
         for _ in range(runs or self.args.runs):
             body(True)
+
+    # -- what programs are made of
+
+    def pull(self, image):
+        spec = self.pb.ImageSpec(image=image)
+        return self.im.PullImage(self.pb.PullImageRequest(image=spec), timeout=self.args.timeout).image_ref
+
+    def one_pod(self, _=None, host=False):
+        cfg = self.pod_config(host)
+        pod, _ = self.run_pod(cfg)
+        ctr, _ = self.create(pod, cfg, host=host)
+        self.start(ctr)
+        return pod, ctr
+
+    def drop_pod(self, pair):
+        pod, ctr = pair
+        self.stop(ctr)
+        self.stop_pod(pod)
+        self.remove_pod(pod)
+
+    def ready(self):
+        """Waits until runtime and network say that they are ready: daemons listen before they are."""
+        end = time.monotonic() + 30
+        while True:
+            try:
+                got = self.rt.Status(self.pb.StatusRequest()).status.conditions
+                if all(c.status for c in got):
+                    return
+                why = "; ".join("%s: %s" % (c.type, c.message) for c in got if not c.status)
+            except grpc.RpcError as e:
+                why = e.details()
+            if time.monotonic() > end:
+                raise RuntimeError("not ready after 30 s: %s" % why)
+            time.sleep(0.1)
+
+    def clean(self):
+        """Removes what this session left, after an error too."""
+        pb = self.pb
+        left = self.rt.ListPodSandbox(pb.ListPodSandboxRequest(
+            filter=pb.PodSandboxFilter(label_selector={LABEL: self.session}))).items
+        for pod in left:
+            try:
+                self.stop_pod(pod.id)
+                self.remove_pod(pod.id)
+            except Exception as e:
+                print("left behind:", pod.id, str(e)[:200], file=sys.stderr)

@@ -21,17 +21,13 @@ import urllib.request
 
 import grpc
 
-from client import LABEL, SLEEP, Client
+from client import SLEEP, Client
 from machine import cgroup_remove, cpu_seconds, machine_cpu, meminfo, processes, rollup
 from streams import Streams
 
 
 class Bench(Client, Streams):
     """What is measured."""
-
-    def pull(self, image):
-        spec = self.pb.ImageSpec(image=image)
-        return self.im.PullImage(self.pb.PullImageRequest(image=spec), timeout=self.args.timeout).image_ref
 
     def m_version(self):
         req = self.pb.VersionRequest(version="v1")
@@ -95,19 +91,6 @@ class Bench(Client, Streams):
                     self.note("Pod cycle (up+stop+remove), " + tag, t)
                     self.note("Daemon CPU per cycle, " + tag, (cpu_seconds(self.args.daemon_pid) - c0) * 1e3)
             self.repeat(body)
-
-    def one_pod(self, _=None):
-        cfg = self.pod_config()
-        pod, _ = self.run_pod(cfg)
-        ctr, _ = self.create(pod, cfg)
-        self.start(ctr)
-        return pod, ctr
-
-    def drop_pod(self, pair):
-        pod, ctr = pair
-        self.stop(ctr)
-        self.stop_pod(pod)
-        self.remove_pod(pod)
 
     def m_many(self):
         a, pb = self.args, self.pb
@@ -215,34 +198,7 @@ class Bench(Client, Streams):
             self.im.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=image)), timeout=120)
             self.facts.setdefault("pull", {})[image] = {"compressed MB": size / 1e6, "runs": rows}
 
-    def clean(self):
-        """Removes what this session left, after an error too."""
-        pb = self.pb
-        left = self.rt.ListPodSandbox(pb.ListPodSandboxRequest(
-            filter=pb.PodSandboxFilter(label_selector={LABEL: self.session}))).items
-        for pod in left:
-            try:
-                self.stop_pod(pod.id)
-                self.remove_pod(pod.id)
-            except Exception as e:
-                print("left behind:", pod.id, str(e)[:200], file=sys.stderr)
-
     # -- all of it
-
-    def ready(self):
-        """Waits until runtime and network say that they are ready: daemons listen before they are."""
-        end = time.monotonic() + 30
-        while True:
-            try:
-                got = self.rt.Status(self.pb.StatusRequest()).status.conditions
-                if all(c.status for c in got):
-                    return
-                why = "; ".join("%s: %s" % (c.type, c.message) for c in got if not c.status)
-            except grpc.RpcError as e:
-                why = e.details()
-            if time.monotonic() > end:
-                raise RuntimeError("not ready after 30 s: %s" % why)
-            time.sleep(0.1)
 
     def go(self):
         a = self.args

@@ -104,7 +104,7 @@ measure() {
 	name="$1"
 	"configure_$name"
 	say "$name: starts"
-	PATH="$cache/peer/usr/bin:$cache/peer/usr/sbin:$PATH" "${command[@]}" >"$results/$name.log" 2>&1 &
+	"${command[@]}" >"$results/$name.log" 2>&1 &
 	daemon=$!
 	"$cache/venv/bin/python" "$here/cribench.py" --proto "$root/proto/cri/v1/api.proto" \
 		--endpoint "unix://$socket" --daemon-pid $daemon --runs "$reps" --pull-runs "$pulls" --parts "$cri_parts" \
@@ -112,6 +112,22 @@ measure() {
 		--pull "$registry/bench/pull-8:1" --out "$results/$name.json" || say "$name: failed"
 	end $daemon
 	say "$name: has ended"
+	ip link delete "$bridge" 2>/dev/null || true
+}
+
+# The parts in which the daemon is killed and started again. Containerd recovers fewer pods: more take it
+# minutes to make.
+measure_faults() {
+	name="$1"
+	"configure_$name"
+	say "$name: faults"
+	recover=1,50,100
+	[ "$name" != podhold ] || recover=1,10,50,100,200,500,1000
+	"$cache/venv/bin/python" "$here/faults.py" --proto "$root/proto/cri/v1/api.proto" \
+		--endpoint "unix://$socket" --out "$results/faults-$name.json" --log "$results/faults-$name.log" \
+		--image "$registry/bench/busybox:1" --pull "$registry/bench/pull-1:1" --pull "$registry/bench/pull-8:1" \
+		--parts "$fault_parts" --scratch "$work/scratch" --ipam "$work/ipam" --writer "$cache/bin/writer" \
+		--recover "${RECOVER:-$recover}" -- "${command[@]}" || say "$name: failed"
 	ip link delete "$bridge" 2>/dev/null || true
 }
 
@@ -123,11 +139,23 @@ floor() {
 	ip link delete "$bridge" 2>/dev/null || true
 }
 
+# Those of the parts that are among $1.
+chosen() {
+	got=""
+	for part in ${parts//,/ }; do
+		case ",$1," in
+		*",$part,"*) got="$got,$part" ;;
+		esac
+	done
+	echo "${got#,}"
+}
+
+export PATH="$cache/peer/usr/bin:$cache/peer/usr/sbin:$PATH"
 serve_images
-case ",$parts," in
-*,floor,*) floor ;;
-esac
-cri_parts="$(echo ",$parts," | sed 's/,floor,/,/; s/^,//; s/,$//')"
-if [ -n "$cri_parts" ]; then
-	for name in ${runtimes//,/ }; do measure "$name"; done
-fi
+[ -z "$(chosen floor)" ] || floor
+cri_parts="$(chosen version,pods,containers,cycle,many,streams,pull)"
+fault_parts="$(chosen busy,crash,recovery)"
+for name in ${runtimes//,/ }; do
+	[ -z "$cri_parts" ] || measure "$name"
+	[ -z "$fault_parts" ] || measure_faults "$name"
+done

@@ -6,7 +6,8 @@
 #
 # Usage: run.sh --podhold DIRECTORY [--only PARTS] [--reps N] [--pulls N] [--runtimes NAMES]
 #   DIRECTORY  where podhold and podhold-shim were built
-#   PARTS      of version,pods,containers,cycle,many,streams,pull,floor   (default: all)
+#   PARTS      of version,pods,containers,cycle,many,streams,pull,floor   (default: all of these)
+#              and busy,crash,recovery, which print tables of their own
 #   N          repetitions of cheap rows, and of pulls            (default: 25, 5)
 #   NAMES      of containerd,podhold                              (default: both)
 set -euo pipefail
@@ -76,6 +77,7 @@ if [ "$parts" = "$all" ] && [ "$runtimes" = containerd,podhold ]; then
 	mv "$root/BENCHMARKS.md.new" "$root/BENCHMARKS.md"
 	echo "bench: wrote BENCHMARKS.md; samples are in $results"
 else
-	python3 "$here/report.py" "$results"
+	[ ! -e "$results/podhold.json" ] && [ ! -e "$results/containerd.json" ] || python3 "$here/report.py" "$results"
+	python3 "$here/faults_report.py" "$results"
 	echo "bench: samples are in $results"
 fi

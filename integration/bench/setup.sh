@@ -51,4 +51,5 @@ fi
 mkdir -p "$cache/bin"
 gcc -O2 -Wall -o "$cache/bin/floor" "$here/floor.c"
 gcc -O2 -Wall -static -o "$cache/bin/pause" "$here/pause.c"
+gcc -O2 -Wall -static -o "$cache/bin/writer" "$here/writer.c"
 say "done"

@@ -40,7 +40,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
     }
     super::start_logging(&config.log_level)?;
     super::require_root()?;
-    super::threads()?.block_on(async {
+    super::threads::plain()?.block_on(async {
         let runtime = Runtime::open(config).await?;
         match &arguments.action {
             Action::Pull { reference } => {

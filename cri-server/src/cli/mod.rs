@@ -5,6 +5,7 @@ mod image;
 mod look_up;
 mod run;
 mod serve;
+mod threads;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -120,17 +121,6 @@ fn start_logging(level: &str) -> Result<(), Failure> {
         .log_internal_errors(false)
         .init();
     Ok(())
-}
-
-/// Most threads that may block at a time. A pull that has stalled holds one for each layer it unpacks; with
-/// tokio's 512 some hundred of them would leave none to others.
-const BLOCKING_THREADS: usize = 4096;
-
-/// The threads of a daemon or of a command.
-fn threads() -> Result<tokio::runtime::Runtime, Failure> {
-    let mut threads = tokio::runtime::Builder::new_multi_thread();
-    threads.enable_all().thread_name("podhold").max_blocking_threads(BLOCKING_THREADS);
-    Ok(threads.build()?)
 }
 
 /// What needs root says so before it fails half way.

@@ -30,6 +30,6 @@ pub(super) fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     super::require_root()?;
     descriptors::raise();
     sys::share_heaps();
-    let code = super::threads()?.block_on(standalone::run(pod, config))?;
+    let code = super::threads::plain()?.block_on(standalone::run(pod, config))?;
     Ok(ExitCode::from(code))
 }

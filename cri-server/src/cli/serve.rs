@@ -40,7 +40,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
     super::require_root()?;
     descriptors::raise();
     sys::share_heaps();
-    let threads = super::threads()?;
+    let threads = super::threads::serving()?;
     let result = threads.block_on(serve(config));
     // A thread that is stuck in the kernel must not keep the daemon from ending.
     threads.shutdown_timeout(LEAVE);

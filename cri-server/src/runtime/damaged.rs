@@ -11,7 +11,7 @@ use podhold_proto::cri;
 use podhold_sandbox::{ContainerId, Layout, PodId, launch::LaunchError};
 use tracing::{error, info};
 
-use super::{Runtime, blocking, recover::names, teardown::remove_tree};
+use super::{Runtime, blocking, recover::names, tree::remove_tree};
 use crate::{
     error::{Error, Result},
     state::{Container, ContainerRecord, Damage, Hidden, Pod, PodRecord},

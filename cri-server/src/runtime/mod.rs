@@ -27,6 +27,7 @@ pub mod session;
 mod stats;
 mod stop;
 mod teardown;
+mod tree;
 mod upkeep;
 mod users;
 mod volumes;

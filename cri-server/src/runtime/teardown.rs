@@ -1,7 +1,7 @@
 //! Undoes a pod or a container, whatever of it there is. Idempotent: it serves a failed start, Remove and
 //! recovery alike, because every name derives from the id.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use podhold_cgroups::CgroupPath;
 use podhold_image::Snapshots;
@@ -12,7 +12,11 @@ use podhold_sandbox::{
 };
 use tracing::warn;
 
-use super::{Runtime, blocking, files, volumes::Place};
+use super::{
+    Runtime, blocking, files,
+    tree::{remove_recorded, remove_tree},
+    volumes::Place,
+};
 use crate::{
     error::{Error, Result},
     state::{ContainerRecord, PodRecord},
@@ -261,50 +265,4 @@ fn drop_strays(layout: &Layout, pod: &PodId, snapshots: &dyn Snapshots) -> Resul
         snapshots.remove(id.as_str()).map_err(Error::doing("container root"))?;
     }
     Ok(())
-}
-
-/// Removes the directory of a record, the record last: who dies in between has an object that can be removed.
-fn remove_recorded(record: &Path) -> Result<()> {
-    let dir = record.parent().expect("a record has a directory");
-    nothing_mounted(dir)?;
-    for name in super::recover::names(dir)? {
-        let path = dir.join(name);
-        if path != record {
-            delete(&path)?;
-        }
-    }
-    delete(dir)
-}
-
-/// Removes a directory of ours with all that is in it. Success when it is not there. Never goes through
-/// a mount, beneath which other people's files are.
-pub(super) fn remove_tree(path: &Path) -> Result<()> {
-    nothing_mounted(path)?;
-    delete(path)
-}
-
-fn nothing_mounted(path: &Path) -> Result<()> {
-    let mounts =
-        std::fs::read_to_string("/proc/self/mountinfo").map_err(Error::doing("reading the mounts"))?;
-    let beneath = |line: &&str| line.split(' ').nth(4).is_some_and(|at| Path::new(at).starts_with(path));
-    match mounts.lines().find(beneath).and_then(|line| line.split(' ').nth(4)) {
-        None => Ok(()),
-        Some(mount) => Err(Error::Precondition(format!(
-            "{} cannot be removed: {mount} is still mounted",
-            path.display()
-        ))),
-    }
-}
-
-/// Deletes a file or a directory in which nothing is mounted.
-fn delete(path: &Path) -> Result<()> {
-    let deleted = match path.symlink_metadata() {
-        Ok(metadata) if !metadata.is_dir() => std::fs::remove_file(path),
-        _ => std::fs::remove_dir_all(path),
-    };
-    match deleted {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::failed(format!("removing {}", path.display()), &error)),
-    }
 }

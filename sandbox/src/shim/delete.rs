@@ -96,8 +96,11 @@ impl Shim {
         let Phase::Deleting { retry, limit, failure } = &mut container.phase else { return };
         let now = Instant::now();
         let cgroup = container.cgroup.as_str();
-        let emptied = cgroup.is_empty()
-            || (!self.hierarchies.signal(cgroup, SignalNumber::KILL) && self.hierarchies.remove(cgroup));
+        // What can be removed has no process: looked for, in ten hierarchies, only in one that stays.
+        let emptied = cgroup.is_empty() || self.hierarchies.remove(cgroup) || {
+            self.hierarchies.signal(cgroup, SignalNumber::KILL);
+            false
+        };
         let gone = emptied && container.init.is_none();
         if !gone && now < *limit {
             *retry = now + RETRY;

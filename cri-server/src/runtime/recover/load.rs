@@ -22,13 +22,8 @@ use crate::{
 type Wrong = (PathBuf, String);
 
 impl Runtime {
-    /// All pods that can be read.
-    pub(super) fn load(&self) -> Result<Vec<PodId>> {
-        let names = names(&self.layout.pods_state())?;
-        Ok(names.iter().filter_map(|name| self.load_pod(name)).collect())
-    }
-
-    fn load_pod(&self, name: &str) -> Option<PodId> {
+    /// Reads the records of one pod, by the name of its directory; `None` when they cannot be used.
+    pub(super) fn load_pod(&self, name: &str) -> Option<PodId> {
         let id = match PodId::parse(name) {
             Ok(id) => id,
             Err(reason) => {
@@ -177,5 +172,5 @@ fn forget_unwritten(directory: &std::path::Path) -> bool {
     let unwritten = names
         .iter()
         .all(|name| name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".json.new")));
-    unwritten && super::super::teardown::remove_tree(directory).is_ok()
+    unwritten && super::super::tree::remove_tree(directory).is_ok()
 }

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use podhold_sandbox::{PodId, launch::LaunchError, record};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -28,14 +29,14 @@ use crate::{
     state::{Container, ContainerEvent, ContainerPhase, ContainerStatusRecord, Hidden, PodEvent, PodPhase},
 };
 
-/// How long the other pods, and whoever asks for them, wait for shims that do not answer.
-const RECOVERY: Duration = Duration::from_secs(2);
+/// When no shim has answered for so long, those that have not are waited for in the background.
+const LULL: Duration = Duration::from_secs(2);
 
 impl Runtime {
     /// Finds what an earlier daemon left.
     pub(super) async fn recover(self: &Arc<Self>) -> Result<()> {
-        let runtime = Arc::clone(self);
-        let pods = blocking("records", move || runtime.load()).await?;
+        let names = names(&self.layout.pods_state())?;
+        let pods = self.side_by_side("records", names, |runtime, name| runtime.load_pod(&name)).await?;
         for (pod, damage) in self.cni.damaged().await {
             let path = self.layout.cni_cache().join(format!("{pod}.json"));
             self.report_damage(path, crate::error::chain(&damage), Hidden::Nothing);
@@ -45,14 +46,7 @@ impl Runtime {
         }
         let count = pods.len();
         let earlier: Vec<PodId> = pods.iter().filter(|id| self.is_released(id)).cloned().collect();
-        let recovering = pods.into_iter().map(|id| {
-            let runtime = Arc::clone(self);
-            // In a task of its own: it goes on when nobody waits for it any more.
-            tokio::spawn(async move { runtime.recover_pod(id).await })
-        });
-        if timeout(RECOVERY, futures::future::join_all(recovering)).await.is_err() {
-            warn!("some shims have not answered yet; their pods are not ready until they do");
-        }
+        self.recover_pods(pods).await;
         let runtime = Arc::clone(self);
         let orphans = blocking("orphans", move || Ok(runtime.orphans())).await?;
         self.clean_up(earlier, orphans);
@@ -60,6 +54,22 @@ impl Runtime {
             info!(pods = count, "recovered");
         }
         Ok(())
+    }
+
+    /// Asks all shims at once. One that is there and does not answer holds up nobody: when no other has
+    /// answered for a while, it goes on being asked in the background.
+    async fn recover_pods(self: &Arc<Self>, pods: Vec<PodId>) {
+        let recover = |id| {
+            let runtime = Arc::clone(self);
+            tokio::spawn(async move { runtime.recover_pod(id).await })
+        };
+        let mut asked: FuturesUnordered<_> = pods.into_iter().map(recover).collect();
+        while let Ok(next) = timeout(LULL, asked.next()).await {
+            if next.is_none() {
+                return;
+            }
+        }
+        warn!(pods = asked.len(), "their shims do not answer yet; serving without them");
     }
 
     /// Asks the pod's shim for the truth.

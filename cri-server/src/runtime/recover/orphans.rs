@@ -1,13 +1,13 @@
 //! What belongs to nobody, since the daemon ended while it was made or its record was lost.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use podhold_sandbox::{ContainerId, PodId};
 use tokio::task::JoinSet;
 use tracing::{error, warn};
 
 use super::names;
-use crate::runtime::{Runtime, volumes};
+use crate::runtime::{Runtime, damaged::container_names, volumes};
 
 impl Runtime {
     /// Takes down the networks of pods whose records were lost; after a reboot also of those whose records
@@ -35,16 +35,12 @@ impl Runtime {
         // By directory, not by record: a container whose record cannot be used may still run.
         let names = names(&self.layout.pods_state()).unwrap_or_default();
         let pods: Vec<PodId> = names.iter().filter_map(|name| PodId::parse(name).ok()).collect();
-        let has = |pod: &PodId, id: &ContainerId| {
-            let recorded = self.layout.container_state(pod, id).symlink_metadata().is_ok();
-            // Of a damaged pod not even the directories may be where they were.
-            recorded
-                || self.store.pod(pod).is_none() && self.layout.bundle(pod, id).symlink_metadata().is_ok()
-        };
+        let known: HashSet<ContainerId> =
+            pods.iter().flat_map(|pod| container_names(&self.layout, pod)).collect();
         let mut keys = self.images.snapshots().keys();
-        keys.retain(|key| match ContainerId::parse(key).ok().or_else(|| volumes::owner(key)) {
-            Some(id) => !pods.iter().any(|pod| has(pod, &id)),
-            None => false,
+        keys.retain(|key| {
+            let owner = ContainerId::parse(key).ok().or_else(|| volumes::owner(key));
+            owner.is_some_and(|id| !known.contains(&id))
         });
         keys
     }
