@@ -450,6 +450,7 @@ pub enum LaunchError {
         oldest: u32,
         /// The newest one.
         newest: u32,
+    },
     /// The holder is there and says nothing. What it was asked for may still be done when it goes on.
     #[error(
         "pod {pod}: its shim (process {shim}) has not answered for {seconds} s: it is stopped, or the machine is \

@@ -8,9 +8,7 @@ use podhold_sandbox::{
     record::{self, RecordError},
 };
 
-use super::names;
 use crate::{
-    error::Result,
     runtime::{Runtime, damaged::container_names},
     state::{
         Container, ContainerPhase, ContainerRecord, ContainerStatusRecord, Hidden, Pod, PodPhase, PodRecord,

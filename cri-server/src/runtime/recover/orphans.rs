@@ -1,6 +1,6 @@
 //! What belongs to nobody, since the daemon ended while it was made or its record was lost.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
 use podhold_sandbox::{ContainerId, PodId};
 use tokio::task::JoinSet;
@@ -35,8 +35,12 @@ impl Runtime {
         // By directory, not by record: a container whose record cannot be used may still run.
         let names = names(&self.layout.pods_state()).unwrap_or_default();
         let pods: Vec<PodId> = names.iter().filter_map(|name| PodId::parse(name).ok()).collect();
-        let known: HashSet<ContainerId> =
-            pods.iter().flat_map(|pod| container_names(&self.layout, pod)).collect();
+        let containers_of = |pod: &PodId| match self.store.pod(pod) {
+            Some(_) => recorded(&self.layout.pod_state(pod).join("containers")),
+            // Of a damaged pod not even the directories may be where they were.
+            None => container_names(&self.layout, pod),
+        };
+        let known: HashSet<ContainerId> = pods.iter().flat_map(containers_of).collect();
         let mut keys = self.images.snapshots().keys();
         keys.retain(|key| {
             let owner = ContainerId::parse(key).ok().or_else(|| volumes::owner(key));
@@ -76,4 +80,9 @@ impl Runtime {
             error!(%error, "orphans not undone");
         }
     }
+}
+
+fn recorded(directory: &Path) -> Vec<ContainerId> {
+    let names = names(directory).unwrap_or_default();
+    names.iter().filter_map(|name| ContainerId::parse(name).ok()).collect()
 }
