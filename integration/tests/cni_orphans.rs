@@ -10,6 +10,14 @@ use tokio::time::{Instant, sleep};
 
 const LONG: Duration = Duration::from_secs(60);
 
+/// How long a plugin may take, and so how long one of an earlier daemon is waited for.
+async fn give_plugins(rig: &mut Rig, seconds: u32) {
+    let config = fs::read_to_string(rig.places.config()).unwrap();
+    let config = config.replace("timeout_seconds = 10", &format!("timeout_seconds = {seconds}"));
+    fs::write(rig.places.config(), config).unwrap();
+    rig.restart().await;
+}
+
 /// Puts a plugin of ours behind the bridge that is at work in ADD until the file `go` is there, and then
 /// makes something that only its DEL takes away.
 fn add_slow_plugin(rig: &Rig) {
@@ -65,6 +73,8 @@ async fn undone(rig: &Rig) {
 #[tokio::test]
 async fn del_waits_for_an_add_that_outlived_its_daemon() {
     let mut rig = rig!();
+    // Long enough for the slowest machine: it is not to be ended here.
+    give_plugins(&mut rig, 60).await;
     add_slow_plugin(&rig);
     crash_in_add(&mut rig, "late").await;
     // Time in which a DEL that does not wait would be run.
@@ -85,10 +95,8 @@ async fn del_waits_for_an_add_that_outlived_its_daemon() {
 #[tokio::test]
 async fn an_add_that_never_ends_is_ended_after_its_time() {
     let mut rig = rig!();
-    let config = fs::read_to_string(rig.places.config()).unwrap();
-    fs::write(rig.places.config(), config.replace("timeout_seconds = 10", "timeout_seconds = 2")).unwrap();
+    give_plugins(&mut rig, 2).await;
     add_slow_plugin(&rig);
-    rig.restart().await;
     let (cri, config) = (rig.cri().clone(), rig.pod("endless"));
     // The daemon ends it itself after two seconds: it must be killed before.
     let call = tokio::spawn(async move { cri.run_pod(&config).await });

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use podhold_sandbox::{ContainerId, PodId};
 
+use super::Store;
+
 /// A file or directory that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
@@ -35,5 +37,27 @@ impl Damage {
             self.path.display(),
             self.reason
         )
+    }
+}
+
+impl Store {
+    /// Keeps what cannot be used, for who asks for it; `false` when it is known already.
+    pub fn add_damage(&self, damage: Damage) -> bool {
+        let mut inner = self.lock();
+        let new = !inner.damaged.contains(&damage);
+        if new {
+            inner.damaged.push(damage);
+        }
+        new
+    }
+
+    /// All that cannot be used.
+    pub fn damaged(&self) -> Vec<Damage> {
+        self.lock().damaged.clone()
+    }
+
+    /// Forgets damages that are no more.
+    pub fn forget_damaged(&self, gone: impl Fn(&Damage) -> bool) {
+        self.lock().damaged.retain(|damage| !gone(damage));
     }
 }

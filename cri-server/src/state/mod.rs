@@ -195,26 +195,6 @@ impl Store {
         self.lock().insert_container(container, told)
     }
 
-    /// Keeps what cannot be used, for who asks for it; `false` when it is known already.
-    pub fn add_damage(&self, damage: Damage) -> bool {
-        let mut inner = self.lock();
-        let new = !inner.damaged.contains(&damage);
-        if new {
-            inner.damaged.push(damage);
-        }
-        new
-    }
-
-    /// All that cannot be used.
-    pub fn damaged(&self) -> Vec<Damage> {
-        self.lock().damaged.clone()
-    }
-
-    /// Forgets damages that are no more.
-    pub fn forget_damaged(&self, gone: impl Fn(&Damage) -> bool) {
-        self.lock().damaged.retain(|damage| !gone(damage));
-    }
-
     /// One pod.
     pub fn pod(&self, id: &PodId) -> Option<Pod> {
         self.lock().pods.get(id).map(|slot| slot.value.clone())

@@ -65,7 +65,7 @@ impl Locks {
         tracing::warn!(lock = %path.display(), "a network plugin of an earlier daemon is at work; waited for");
         let mut told = wait(&file).map_err(failed)?;
         if timeout(self.patience, &mut told).await.is_err() {
-            blocking("end the plugins that hold", path.clone(), |path| kill_holders(path)).await?;
+            blocking("end the plugins that hold", path.clone(), kill_holders).await?;
             let ended = timeout(KILLED, &mut told).await;
             ended
                 .map_err(|_| failed(io::Error::other("a plugin that holds it does not end; call again")))?
