@@ -109,7 +109,10 @@ pub(super) fn cgroups(mounts: &[Mount], words: &[String]) -> io::Result<Vec<Stri
 
 fn directories(directory: &Path, found: &mut Vec<String>) -> io::Result<()> {
     let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // Gone meanwhile, or another program's, nested deeper than any path.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename) => {
+            return Ok(());
+        }
         entries => entries?,
     };
     // ENODEV: the cgroup was removed while it was read.
