@@ -5,8 +5,8 @@
 //! network are gone then, the object is forgotten, and its files are on the list here. A daemon that is
 //! started before they could be deleted lists the object again, stopped, to be removed again.
 //!
-//! Tokio's pool of blocking threads shrinks to nothing when idle. At a limit on tasks (pids.max) it then
-//! queues work that no thread will ever take, and starts none later by itself: hence the regular knock.
+//! Tokio's pool of blocking threads shrinks to nothing when idle. At a limit on tasks (pids.max)
+//! `spawn_blocking` then panics in its caller; with one thread left it queues. Hence the regular knock.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -162,7 +162,11 @@ impl Runtime {
                 if Weak::strong_count(&runtime) == 0 {
                     return;
                 }
-                let come = timeout(PATIENCE, tokio::task::spawn_blocking(|| ())).await.is_ok();
+                // It panics when there is no thread at all and none can be made.
+                let come = match std::panic::catch_unwind(|| tokio::task::spawn_blocking(|| ())) {
+                    Ok(knock) => timeout(PATIENCE, knock).await.is_ok(),
+                    Err(_) => false,
+                };
                 match (come, short) {
                     (false, false) => warn!(
                         "no thread for work that may block: the limit on tasks (pids.max, TasksMax) or memory \

@@ -34,7 +34,8 @@ async fn processor_time(rig: &Rig, pid: i32) -> Duration {
 
 /// The pid, in the machine, of the only process with this name.
 async fn process(rig: &Rig, name: &str) -> String {
-    let found = sh(rig, &format!("grep -lx {name} /proc/[0-9]*/comm")).await;
+    // Others may end while it looks.
+    let found = sh(rig, &format!("grep -slx {name} /proc/[0-9]*/comm || true")).await;
     assert_eq!(found.lines().count(), 1, "{found}");
     found.split('/').nth(2).unwrap().to_owned()
 }
