@@ -155,7 +155,9 @@ impl Runtime {
             ContainerPhase::Running(_) | ContainerPhase::Stopping { .. } => {
                 let cgroups = self.cgroups.clone();
                 let cgroup = container.record.cgroup.clone();
-                blocking("limits", move || cgroups.set(&cgroup, &limits).map_err(Error::from)).await?;
+                let set =
+                    blocking("limits", move || cgroups.set(&cgroup, &limits).map_err(Error::from)).await;
+                set.map_err(|error| self.unless_ended(&id, error))?;
             }
             // A start that was claimed waits for its turn.
             ContainerPhase::Created | ContainerPhase::Starting => {
@@ -172,6 +174,18 @@ impl Runtime {
         self.store.change_container(&id, |container| container.resources = merged);
         self.keep_status(&id);
         Ok(())
+    }
+
+    /// Why limits could not be set: the container has ended meanwhile and its cgroup is gone, or this error.
+    fn unless_ended(&self, id: &ContainerId, error: Error) -> Error {
+        let phase = self.store.container(id).map(|container| container.phase);
+        match &phase {
+            Some(ContainerPhase::Running(_) | ContainerPhase::Stopping { .. }) => error,
+            ended => {
+                let phase = ended.as_ref().map_or("gone", ContainerPhase::name);
+                Error::Precondition(format!("container {id} is {phase}; its limits cannot be changed"))
+            }
+        }
     }
 
     /// Puts new limits into the bundle of a container that was not started.
