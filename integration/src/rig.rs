@@ -34,7 +34,7 @@ pub const BRIDGE: &str = "podhold-it";
 
 /// How long what a test has ended may take to be gone: the kernel removes namespaces, links and
 /// cgroups some time after their last user.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(15);
 
 /// How long the registry may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -136,14 +136,6 @@ impl Rig {
         assert_eq!(code, 0, "exit code of the daemon after TERM");
         let again = Daemon::start(&self.machine, &self.places).await;
         self.daemon = again.unwrap_or_else(|error| panic!("{error}"));
-    }
-
-    /// What there is more or less of than before the test, once the kernel has had time to clean up.
-    ///
-    /// # Panics
-    /// When the machine cannot be looked at.
-    pub async fn leaks(&self) -> Vec<Leak> {
-        self.settled().await
     }
 
     /// Ends everything in the machine at once, as a loss of power does, and boots it anew: namespaces, links,

@@ -70,14 +70,14 @@ impl Undone {
 
     /// Puts a pod's network on the list when a disk that is read-only kept it from being taken down.
     pub(super) fn network(&self, pod: &PodId, result: Result<()>) -> Result<()> {
-        self.unless(result, exhausted::is_read_only, "network", pod.as_str(), |list| {
+        self.unless(result, exhausted::is_read_only, ("network", pod.as_str()), |list| {
             list.networks.insert(pod.clone());
         })
     }
 
     /// Puts a pod's files on the list when a disk that is read-only kept them from being deleted.
     pub(super) fn pod(&self, pod: &PodId, result: Result<()>) -> Result<()> {
-        self.unless(result, exhausted::is_read_only, "files of the pod", pod.as_str(), |list| {
+        self.unless(result, exhausted::is_read_only, ("files of the pod", pod.as_str()), |list| {
             list.pods.insert(pod.clone());
         })
     }
@@ -90,14 +90,14 @@ impl Undone {
         volumes: &[usize],
         result: Result<()>,
     ) -> Result<()> {
-        self.unless(result, exhausted::is_read_only, "files of the container", id.as_str(), |list| {
+        self.unless(result, exhausted::is_read_only, ("files of the container", id.as_str()), |list| {
             list.containers.insert(id.clone(), (pod.clone(), volumes.to_owned()));
         })
     }
 
     /// Puts a pod's record on the list when its disk took no change.
     pub(super) fn record(&self, pod: &PodId, result: Result<()>) -> Result<()> {
-        self.unless(result, exhausted::is_disk, "record of the pod", pod.as_str(), |list| {
+        self.unless(result, exhausted::is_disk, ("record of the pod", pod.as_str()), |list| {
             list.records.insert(pod.clone());
         })
     }
@@ -130,8 +130,7 @@ impl Undone {
         &self,
         result: Result<()>,
         mine: impl Fn(&str) -> bool,
-        what: &str,
-        id: &str,
+        (what, id): (&str, &str),
         remember: impl FnOnce(&mut List),
     ) -> Result<()> {
         match result {

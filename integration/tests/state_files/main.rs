@@ -7,7 +7,6 @@ mod damage;
 mod host;
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::Instant,
 };

@@ -49,7 +49,8 @@ impl LogFile {
         }
         // As a logger leaves it that was killed in the middle of an entry.
         let mut last = [0];
-        let torn = file.seek(SeekFrom::End(-1)).is_ok() && file.read_exact(&mut last).is_ok() && last != *b"\n";
+        let torn =
+            file.seek(SeekFrom::End(-1)).is_ok() && file.read_exact(&mut last).is_ok() && last != *b"\n";
         Ok(Self { file, gaps: Default::default(), torn })
     }
 

@@ -153,7 +153,10 @@ impl Runtime {
     }
 
     fn unknown_containers(&self, id: &PodId) -> impl Iterator<Item = Container> + use<> {
-        self.store.containers_of(id).into_iter().filter(|container| container.phase == ContainerPhase::Unknown)
+        self.store
+            .containers_of(id)
+            .into_iter()
+            .filter(|container| container.phase == ContainerPhase::Unknown)
     }
 
     /// Whether and when a container was started, as far as a daemon has lived to write that down.
