@@ -118,8 +118,9 @@ fn open(path: &Path) -> io::Result<File> {
             super::cache::clear(path)?;
         }
     }
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    File::options().create(true).truncate(false).write(true).mode(0o600).custom_flags(flags).open(path)
+    // For reading, which a disk that is read-only lets one do.
+    let flags = libc::O_CREAT | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    File::options().read(true).mode(0o600).custom_flags(flags).open(path)
 }
 
 /// Waits for the lock on a thread of its own, since only one that blocks is woken.
