@@ -139,13 +139,13 @@ impl Runner {
     /// A program that is just being installed is busy for a moment; the kernel has no event for its end.
     async fn spawn(&self, call: &Call, program: &Path) -> io::Result<Child> {
         for _ in 0..BUSY_TRIES {
-            match self.command(call, program).spawn() {
+            match start(self.command(call, program)).await {
                 Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
                 other => return other,
             }
             tokio::time::sleep(BUSY_PAUSE).await;
         }
-        self.command(call, program).spawn()
+        start(self.command(call, program)).await
     }
 
     fn command(&self, call: &Call, program: &Path) -> tokio::process::Command {
@@ -175,6 +175,18 @@ impl Runner {
         }
         command
     }
+}
+
+/// Starts a plugin where it may block: until the program is executed nothing else happens on the thread that
+/// starts it, and on a busy machine that takes a while. One whose caller has gone meanwhile is killed.
+async fn start(mut command: tokio::process::Command) -> io::Result<Child> {
+    let started = tokio::task::spawn_blocking(move || {
+        let child = command.spawn()?;
+        Ok((Group::of(&child), child))
+    });
+    let (mut group, child) = started.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
+    group.release();
+    Ok(child)
 }
 
 /// Kills the plugin's process group when dropped, unless released.
