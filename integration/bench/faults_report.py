@@ -68,7 +68,7 @@ def recovery(facts):
             show = lambda x: "not in 60 s" if x is None else "%.2f s" % x
             out.append("- %s, %d pods, one shim stopped (SIGSTOP): first list after %s, all others Running after %s; "
                        "after SIGCONT it is Running too after %s" % (
-                           name, f.get("bad pods", 0) or 100, show(bad["others"]["answers"]), show(bad["others"]["all"]),
+                           name, bad["pods"], show(bad["others"]["answers"]), show(bad["others"]["all"]),
                            show(bad["healed after"])))
     return out + [""]
 

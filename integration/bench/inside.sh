@@ -126,7 +126,7 @@ measure_faults() {
 	"$cache/venv/bin/python" "$here/faults.py" --proto "$root/proto/cri/v1/api.proto" \
 		--endpoint "unix://$socket" --out "$results/faults-$name.json" --log "$results/faults-$name.log" \
 		--image "$registry/bench/busybox:1" --pull "$registry/bench/pull-1:1" --pull "$registry/bench/pull-8:1" \
-		--parts "$fault_parts" --scratch "$work/scratch" --ipam "$work/ipam" --writer "$cache/bin/writer" \
+		--parts "$fault_parts" --scratch "$work/scratch-$name" --ipam "$work/ipam" --writer "$cache/bin/writer" \
 		--recover "${RECOVER:-$recover}" -- "${command[@]}" || say "$name: failed"
 	ip link delete "$bridge" 2>/dev/null || true
 }

@@ -82,4 +82,4 @@ class Recovery:
                 os.kill(pid, signal.SIGCONT)
         released = time.perf_counter() - self.daemon.begun
         healed = self.come_back(want)["all"]
-        return {"stopped": len(pids), "others": others, "healed after": healed and healed - released}
+        return {"pods": want, "stopped": len(pids), "others": others, "healed after": healed and healed - released}

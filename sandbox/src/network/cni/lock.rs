@@ -11,10 +11,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
-    os::{
-        fd::{AsRawFd, RawFd},
-        unix::fs::OpenOptionsExt,
-    },
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -86,9 +83,9 @@ impl Locks {
 }
 
 impl Held {
-    /// For the child that is to inherit it; open as long as this is.
-    pub(super) fn number(&self) -> RawFd {
-        self.file.as_raw_fd()
+    /// The same lock under another number, for a child to inherit.
+    pub(super) fn copy(&self) -> io::Result<File> {
+        self.file.try_clone()
     }
 
     /// Lets go and removes the file: nothing is left to be locked.

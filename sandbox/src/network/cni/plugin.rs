@@ -6,7 +6,7 @@
 
 use std::{
     fmt, io,
-    os::unix::fs::PermissionsExt,
+    os::{fd::AsRawFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -172,18 +172,14 @@ impl Runner {
 
     /// A program that is just being installed is busy for a moment; the kernel has no event for its end.
     async fn spawn(&self, call: &Call, program: &Path, lock: Option<&Held>) -> io::Result<Child> {
-        let mut command = self.command(call, program);
-        if let Some(lock) = lock {
-            sys::hand_on(&mut command, lock.number());
-        }
         for _ in 0..BUSY_TRIES {
-            match command.spawn() {
+            match start(self.command(call, program), lock).await {
                 Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
                 other => return other,
             }
             tokio::time::sleep(BUSY_PAUSE).await;
         }
-        command.spawn()
+        start(self.command(call, program), lock).await
     }
 
     fn command(&self, call: &Call, program: &Path) -> tokio::process::Command {
@@ -213,6 +209,23 @@ impl Runner {
         }
         command
     }
+}
+
+/// Starts a plugin where it may block: until the program is executed nothing else happens on the thread that
+/// starts it, and on a busy machine that takes a while. One whose caller has gone meanwhile is killed.
+async fn start(mut command: tokio::process::Command, lock: Option<&Held>) -> io::Result<Child> {
+    // Its own, so that the number means this file although the caller may be gone.
+    let lock = lock.map(Held::copy).transpose()?;
+    let started = tokio::task::spawn_blocking(move || {
+        if let Some(lock) = &lock {
+            sys::hand_on(&mut command, lock.as_raw_fd());
+        }
+        let child = command.spawn()?;
+        Ok((Group::of(&child), child))
+    });
+    let (mut group, child) = started.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
+    group.release();
+    Ok(child)
 }
 
 /// Kills the plugin's process group when dropped, unless released.
