@@ -8,7 +8,7 @@ mod pods;
 use podhold_integration::kills::{Table, Verb, trial};
 
 /// How many steps of one verb are tried, unless it has more with different names.
-const MOST: usize = 30;
+const MOST: usize = 16;
 
 async fn kill_at_every_step_of(verbs: &[Verb]) {
     let mut rig = podhold_integration::rig!();

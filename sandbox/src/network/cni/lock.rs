@@ -11,7 +11,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
-    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
