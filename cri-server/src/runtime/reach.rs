@@ -29,6 +29,8 @@ use crate::error::{Error, Result};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Processes that may wait for paths at the same time.
 const MOST: usize = 128;
+/// Length from which on the kernel takes no path (PATH_MAX).
+const LONGEST: usize = libc::PATH_MAX as usize;
 /// Largest file that is read to see whether it answers, in bytes.
 const LARGEST: u64 = 4 << 20;
 
@@ -71,7 +73,9 @@ impl Reach {
 
     /// Success when `path` answers within [`PATIENCE`], whatever the answer is.
     pub(super) async fn answers(&self, path: &Path, purpose: Purpose) -> Result<()> {
-        if self.answers_at_once(path, purpose) {
+        // One that is too long to be followed is refused, by its field, without being followed.
+        let too_long = path.as_os_str().len() >= LONGEST;
+        if too_long || self.answers_at_once(path, purpose) {
             return Ok(());
         }
         {
