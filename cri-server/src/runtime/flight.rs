@@ -25,7 +25,7 @@ pub(super) struct Flights<K, T> {
 }
 
 /// Tells when a verb has ended, and how.
-type Landed<T> = watch::Receiver<Option<Result<T>>>;
+pub(super) type Landed<T> = watch::Receiver<Option<Result<T>>>;
 
 /// Does work to its end, whether its caller stays or goes away.
 pub(super) async fn to_its_end<T: Send + 'static>(
@@ -50,21 +50,26 @@ where
     where
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let mut done = {
-            let mut under_way = self.lock();
-            match under_way.get(&key) {
-                Some(done) => done.clone(),
-                None => {
-                    let done = self.begin(key.clone(), work());
-                    under_way.insert(key, done.clone());
-                    done
-                }
-            }
-        };
+        let mut done = self.take_off(key, work);
         match done.wait_for(Option::is_some).await {
             Ok(result) => result.clone().expect("waited for"),
             Err(_) => Err(Error::Precondition(ABORTED.to_owned())),
         }
+    }
+
+    /// Begins `work` on `key`, unless some is under way; when this returns, whoever asks for the same joins it.
+    /// Nobody need wait for the result.
+    pub(super) fn take_off<F>(&self, key: K, work: impl FnOnce() -> F) -> Landed<T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let mut under_way = self.lock();
+        if let Some(done) = under_way.get(&key) {
+            return done.clone();
+        }
+        let done = self.begin(key.clone(), work());
+        under_way.insert(key, done.clone());
+        done
     }
 
     fn begin<F>(&self, key: K, work: F) -> Landed<T>

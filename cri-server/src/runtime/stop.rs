@@ -19,6 +19,8 @@ use crate::{
 
 /// How long the kernel may take to end a process that was killed.
 const KILL_TIME: Duration = Duration::from_secs(10);
+/// How long it may take after a restart until it is known whether a container runs.
+const SETTLE_TIME: Duration = Duration::from_secs(10);
 /// The longest grace that is told apart from no limit: a year.
 const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -110,11 +112,31 @@ impl Runtime {
     /// started, or is not known.
     pub async fn stop_container(self: &Arc<Self>, id: &str, grace: Duration) -> Result<()> {
         match self.store.find_container(id) {
-            Some(container) => self.stop(&container.record.id, grace).await,
+            Some(container) => {
+                self.wait_until_known(&container).await?;
+                self.stop(&container.record.id, grace).await
+            }
             None => self.refuse_damaged_container(id),
         }
     }
 
+    /// Waits until it is known whether the container runs. The caller may ask again when it is not known in
+    /// time; whoever stops the pod need not wait.
+    async fn wait_until_known(&self, container: &Container) -> Result<()> {
+        let (pod, id) = (&container.record.pod, &container.record.id);
+        let known = |now: Option<&Container>| match now.map(|now| &now.phase) {
+            Some(ContainerPhase::Unknown) => None,
+            _ => Some(()),
+        };
+        timeout(SETTLE_TIME, self.store.wait_container(id, known)).await.map_err(|_| {
+            Error::Deadline(format!(
+                "container {id}: whether it runs is not known yet, since the shim of pod {pod} has not answered \
+                 this daemon; call again, or stop the pod, which ends it by force"
+            ))
+        })
+    }
+
+    /// Stops a container of which it is known whether it runs; of any other the pod is stopped as well.
     pub(super) async fn stop(self: &Arc<Self>, id: &ContainerId, grace: Duration) -> Result<()> {
         let settled = |container: Option<&Container>| match container.map(|c| &c.phase) {
             Some(ContainerPhase::Starting | ContainerPhase::Creating) => None,
@@ -237,6 +259,9 @@ impl Runtime {
     }
 
     async fn drop_container(self: Arc<Self>, id: &ContainerId) -> Result<()> {
+        if let Some(container) = self.store.container(id) {
+            self.wait_until_known(&container).await?;
+        }
         self.stop(id, Duration::ZERO).await?;
         let container = match self.store.container_event(id, ContainerEvent::RemoveClaimed) {
             None => return Ok(()),

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    state::{ContainerRecord, PodRecord},
+    state::{ContainerRecord, PodPhase, PodRecord},
 };
 
 impl Runtime {
@@ -124,7 +124,9 @@ impl Runtime {
 
     /// Undoes all of a halted pod but what its record and its files are.
     pub(super) async fn clear_pod(self: &Arc<Self>, record: &PodRecord) -> Result<()> {
-        let record = record.clone();
+        // As it is now: it may have inherited a cgroup meanwhile.
+        let known = self.store.pod(&record.id).map(|pod| pod.record);
+        let record = known.map_or_else(|| record.clone(), |known| (*known).clone());
         let owned = self.cgroups_to_remove(&record).await?;
         let layout = self.layout.clone();
         let cgroups = self.cgroups.clone();
@@ -149,17 +151,25 @@ impl Runtime {
     }
 
     /// The cgroups that were made for this pod and go with it, innermost first. While another pod is in
-    /// the same one, that pod inherits them.
+    /// the same one, that pod inherits them. One that is being removed as well may have looked already: then
+    /// both try, and the last succeeds.
     async fn cgroups_to_remove(&self, record: &PodRecord) -> Result<Vec<CgroupPath>> {
         let Some(top) = &record.owned_cgroup else { return Ok(Vec::new()) };
-        let pods = self.store.pods();
-        let heir = pods.iter().find(|pod| pod.record.id != record.id && pod.record.cgroup == record.cgroup);
-        if let Some(heir) = heir {
-            let inherited = PodRecord { owned_cgroup: Some(top.clone()), ..(*heir.record).clone() };
+        let mut others = self.store.pods();
+        others.retain(|pod| pod.record.id != record.id && pod.record.cgroup == record.cgroup);
+        let stays = others.iter().position(|pod| pod.phase != PodPhase::Removing);
+        let heirs = stays.map_or(&others[..], |stays| &others[stays..=stays]);
+        for heir in heirs {
+            self.store.change_pod(&heir.record.id, |pod| {
+                let inherited = PodRecord { owned_cgroup: Some(top.clone()), ..(*pod.record).clone() };
+                pod.record = Arc::new(inherited);
+            });
+        }
+        if let Some(stays) = stays {
+            let id = &others[stays].record.id;
             // Removing must not need a disk that can be written: it is known here, and written later.
-            let kept = self.keep_pod(&inherited).await;
-            self.undone.record(&inherited.id, kept)?;
-            self.store.change_pod(&inherited.id.clone(), |pod| pod.record = Arc::new(inherited));
+            let kept = self.rewrite_pod_record(id).await;
+            self.undone.record(id, kept)?;
             return Ok(Vec::new());
         }
         let mut owned = Vec::new();
@@ -171,6 +181,16 @@ impl Runtime {
             }
         }
         Ok(owned)
+    }
+
+    /// Writes what is known of a pod by now. One that is removed meanwhile stays removed.
+    pub(super) async fn rewrite_pod_record(&self, id: &PodId) -> Result<()> {
+        let Some(pod) = self.store.pod(id) else { return Ok(()) };
+        self.keep_pod(&pod.record).await?;
+        match self.store.pod(id) {
+            Some(_) => Ok(()),
+            None => self.delete_pod_files(id).await,
+        }
     }
 
     /// Undoes a container wholly.

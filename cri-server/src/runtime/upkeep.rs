@@ -209,8 +209,7 @@ impl Runtime {
             self.keep_status(&id);
         }
         for id in records {
-            let Some(pod) = self.store.pod(&id) else { continue };
-            let kept = self.undone.record(&id, self.keep_pod(&pod.record).await);
+            let kept = self.undone.record(&id, self.rewrite_pod_record(&id).await);
             tell(id.as_str(), kept);
         }
         for id in networks {

@@ -131,13 +131,17 @@ impl Runtime {
 
     /// The shim is gone: whatever it has not recorded is unknown for ever.
     fn shim_gone(self: &Arc<Self>, pod: &PodId, reason: &str) {
-        // Whoever has taken the handle away closes the pod, and ends what is left.
+        let why = format!("its shim is gone: {reason}");
         let closing = self.store.change_pod(pod, |pod| pod.live.take().is_none()).unwrap_or(true);
-        if !closing {
-            warn!(pod = %pod, reason, "shim is gone");
-            self.pod_died(pod);
+        if closing {
+            // Whoever has taken the handle away ends what is left.
+            let (runtime, pod) = (Arc::clone(self), pod.clone());
+            tokio::spawn(async move { runtime.settle_unheld(&pod, &why).await });
+            return;
         }
-        self.end_unheld_in_background(pod, format!("its shim is gone: {reason}"));
+        warn!(pod = %pod, reason, "shim is gone");
+        self.pod_died(pod);
+        self.end_unheld_in_background(pod, why);
     }
 
     /// Ends what is left of a pod that nothing holds any more, and commits the exits of its containers.

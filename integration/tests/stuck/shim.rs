@@ -60,7 +60,12 @@ async fn a_stopped_shim_is_named_holds_up_nobody_and_ends_with_its_pod() {
     assert_eq!(rig.cri().exec_well(&living, &["echo", "well"]).await.unwrap(), "well\n");
     assert_eq!(rig.cri().pod_status(&lives).await.unwrap().state(), PodSandboxState::SandboxReady);
     assert_eq!(rig.cri().status(&one).await.unwrap().state(), ContainerState::ContainerUnknown);
-    others_go_on(&rig, "after").await;
+    let unknown = ["not known yet", pod.as_str()];
+    tokio::join!(
+        deadline("stop unknown", rig.cri().stop(&one, 1), unknown),
+        deadline("remove unknown", rig.cri().remove(&one), unknown),
+        others_go_on(&rig, "after"),
+    );
 
     // It goes on: how the first container ended is known, the second starts.
     drop(stopped);

@@ -261,8 +261,14 @@ impl ShimLauncher {
             }
             spawned.wait().await;
         }
-        let socket = self.config.layout.shim_socket(pod);
-        let _ = blocking("remove the socket".into(), move || std::fs::remove_file(socket)).await;
+        // The socket goes last: what is left is looked for as long as it is there.
+        let ended = async {
+            self.end_holder(pod).await?;
+            self.end_logs(pod).await
+        };
+        if let Err(error) = ended.await {
+            tracing::warn!(%pod, %error, "not all ended of a shim that could not open its pod");
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 //! processes with which it makes others. All of them are forks of the shim: until they execute something
 //! else they have its command line, which names the pod.
 //!
-//! Everything here may block, for a bounded time. Does not look for containers, nor for pause, which the
+//! Everything here may block, for a bounded time. So a command line, which the kernel reads from the process's
+//! own memory and for which it may have to wait behind a disk that hangs, is read of our own program alone.
+//! Does not look for containers, nor for pause, which the
 //! kernel ends with its shim.
 
 use std::{
@@ -18,6 +20,8 @@ use rustix::{
 
 use crate::{Layout, PodId};
 
+/// What the shim's program is called; forks have the same one until they execute another.
+const PROGRAM: &str = "/memfd:podhold-shim";
 /// What the logger is called; the shim has named it.
 const LOGGER: &[u8] = b"podhold-logger\n";
 /// How long the logger may write what is left in the pipes; as long as its own drain, and a little more.
@@ -41,14 +45,19 @@ pub(super) fn is_shim(layout: &Layout, pod: &PodId, pid: u32) -> Option<OwnedFd>
     let number = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
     let process = pidfd_open(number, PidfdFlags::NONBLOCK).ok()?;
     // Read after the process is held: its number cannot have become another's in between.
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    (line == command_line(layout, pod)).then_some(process)
+    has_command_line(pid, &command_line(layout, pod)).then_some(process)
+}
+
+fn has_command_line(pid: u32, wanted: &[u8]) -> bool {
+    let program = fs::read_link(format!("/proc/{pid}/exe"));
+    let ours = program.is_ok_and(|program| program.as_os_str().as_bytes().starts_with(PROGRAM.as_bytes()));
+    ours && fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == wanted)
 }
 
 /// The pid of the pod's shim: the one whose parent is no fork of it.
 pub(super) fn shim(layout: &Layout, pod: &PodId) -> Option<u32> {
     let wanted = command_line(layout, pod);
-    let is_fork = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == wanted);
+    let is_fork = |pid: u32| has_command_line(pid, &wanted);
     let mut forks = pids().ok()?.filter(|pid| is_fork(*pid));
     forks.find(|pid| parent(*pid).is_some_and(|parent| !is_fork(parent)))
 }
@@ -98,8 +107,8 @@ fn forks(layout: &Layout, pod: &PodId, loggers: bool) -> io::Result<Vec<OwnedFd>
     let wanted = command_line(layout, pod);
     let mut found = Vec::new();
     for pid in pids()? {
-        // Most are not: no file is opened for those but this one.
-        if !fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == wanted) {
+        // Most are not: nothing is opened for those.
+        if !has_command_line(pid, &wanted) {
             continue;
         }
         let Some(process) = is_shim(layout, pod, pid) else { continue };

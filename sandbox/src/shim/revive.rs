@@ -22,8 +22,8 @@ impl Shim {
         let Some(holder) = &mut self.holder else { return };
         holder.logger_ended = true;
         if self.closing.is_none() {
-            eprintln!("podhold-shim: pod {}: the logger has ended with code {}", self.pod, end.code);
             holder.revival = Some(Instant::now().max(holder.logger_born + PAUSE));
+            self.say(&format!("the logger has ended with code {}", end.code));
         }
     }
 
@@ -40,9 +40,8 @@ impl Shim {
         match Logger::start() {
             Ok(logger) => holder.logger = logger,
             Err(error) => {
-                eprintln!("podhold-shim: pod {}: another logger: {error}", self.pod);
                 holder.revival = Some(now + PAUSE);
-                return;
+                return self.say(&format!("another logger: {error}"));
             }
         }
         (holder.logger_silent, holder.logger_ended, holder.logger_born) = (false, false, now);
@@ -51,6 +50,7 @@ impl Shim {
                 container.stdin.leave(number);
             }
         }
+        let Some(holder) = &self.holder else { return };
         for (id, container) in &self.containers {
             let draining = matches!(container.phase, Phase::Draining { .. });
             let open = Command::Open { id: id.clone(), path: container.log_path.clone() };
@@ -66,7 +66,7 @@ impl Shim {
             let finished =
                 if draining { holder.logger.tell(&Command::Finish { id: id.clone() }, &[]) } else { Ok(()) };
             if let Err(error) = told.and(finished) {
-                eprintln!("podhold-shim: pod {}: container {id}: no log any more: {error}", self.pod);
+                self.say(&format!("container {id}: no log any more: {error}"));
             }
         }
     }

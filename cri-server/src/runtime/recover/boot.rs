@@ -130,6 +130,10 @@ impl Runtime {
     async fn give_back(self: Arc<Self>, id: &PodId) -> Result<()> {
         let halted = Arc::clone(&self).halt(id).await;
         let mut result = halted;
+        // Whoever removes it gives all back.
+        if self.store.pod(id).is_none_or(|pod| pod.phase == PodPhase::Removing) {
+            return result;
+        }
         for container in self.store.containers_of(id) {
             let (runtime, key) = (Arc::clone(&self), container.record.id.clone());
             // What its exit record says must be kept before that goes.

@@ -12,7 +12,7 @@ mod shims;
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 pub(super) use self::boot::Boot;
-use super::{Runtime, blocking};
+use super::{Runtime, blocking, flight::guarded};
 use crate::{
     error::{Error, Result},
     state::{Container, ContainerEvent, ContainerPhase, ContainerStatusRecord, Hidden, PodEvent, PodPhase},
@@ -107,21 +107,18 @@ impl Runtime {
     /// to ask again.
     fn undo_half_made(self: &Arc<Self>, id: PodId) {
         warn!(pod = %id, "was half made; undone");
-        let runtime = Arc::clone(self);
-        tokio::spawn(async move {
-            let undoing = Arc::clone(&runtime);
-            let key = id.clone();
-            let work = || async move {
-                match undoing.teardown_pod(&key).await {
-                    Ok(()) => undoing.store.forget_pod(&key),
-                    Err(reason) => {
-                        error!(pod = %key, error = %reason, "not undone; remove it");
-                        undoing.store.pod_event(&key, PodEvent::RunFailed);
-                    }
+        let (runtime, key) = (Arc::clone(self), id.clone());
+        // Under way before anybody is served: a request would otherwise go on with what is half made.
+        let _nobody_waits = self.under_way.run.take_off(id, || async move {
+            match guarded(runtime.teardown_pod(&key)).await {
+                Ok(()) => runtime.store.forget_pod(&key),
+                Err(reason) => {
+                    error!(pod = %key, error = %reason, "not undone; remove it");
+                    runtime.store.pod_event(&key, PodEvent::RunFailed);
+                    runtime.undone.half_made_pod(&key, &reason);
                 }
-                Err(Error::Precondition(format!("pod {key} was half made and is undone; ask again")))
-            };
-            let _told: Result<()> = runtime.under_way.run.join(id, work).await;
+            }
+            Err(Error::Precondition(format!("pod {key} was half made and is undone; ask again")))
         });
     }
 
@@ -146,7 +143,10 @@ impl Runtime {
     /// Blocks.
     pub(in crate::runtime) fn fold_unstarted(&self, id: &PodId) {
         for container in self.unknown_containers(id) {
-            if !self.start_kept(&container).0 && !self.left_traces(&container) {
+            if !self.start_kept(&container).0
+                && !self.left_traces(&container)
+                && !self.cgroups.exists(&container.record.cgroup)
+            {
                 self.store.container_event(&container.record.id, ContainerEvent::NeverStarted);
             }
         }
@@ -170,11 +170,11 @@ impl Runtime {
         }
     }
 
-    /// Whether there is what only a start makes.
-    fn left_traces(&self, container: &Container) -> bool {
-        let record = &container.record;
-        let exit = self.layout.exit_record(&record.pod, &record.id);
-        exit.symlink_metadata().is_ok() || self.cgroups.exists(&record.cgroup)
+    /// Whether its bundle is not as it was created: it has ended, or was being removed.
+    pub(super) fn left_traces(&self, container: &Container) -> bool {
+        let (pod, id) = (&container.record.pod, &container.record.id);
+        let is_there = |path: PathBuf| path.symlink_metadata().is_ok();
+        is_there(self.layout.exit_record(pod, id)) || !is_there(self.layout.bundle(pod, id))
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::super::Runtime;
-use crate::state::{Container, ContainerEvent, ContainerPhase, PodEvent, Run};
+use crate::state::{Container, ContainerEvent, ContainerPhase, PodEvent, PodPhase, Run};
 
 /// How long a shim that was dialled may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -28,9 +28,11 @@ impl Runtime {
             loop {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
-                let waits = runtime.store.pod(&id).is_some_and(|pod| pod.live.is_none());
-                if !waits {
-                    return;
+                match runtime.store.pod(&id) {
+                    Some(pod) if pod.live.is_none() && pod.phase == PodPhase::NotReady => {}
+                    // Whoever stops it talks to its shim, which listens to the last who has come.
+                    Some(pod) if pod.live.is_none() => continue,
+                    _ => return,
                 }
                 match runtime.ask_shim(&id).await {
                     Ok(()) => return,
@@ -74,12 +76,11 @@ impl Runtime {
     async fn fold_unlisted(self: &Arc<Self>, container: Container) {
         let runtime = Arc::clone(self);
         let folded = tokio::task::spawn_blocking(move || {
-            let (pod, id) = (&container.record.pod, &container.record.id);
             let (started, started_at) = runtime.start_kept(&container);
-            if started || runtime.layout.exit_record(pod, id).symlink_metadata().is_ok() {
+            if started || runtime.left_traces(&container) {
                 runtime.commit_recorded_exit(&container, started_at, "its removal was under way");
             } else {
-                runtime.store.container_event(id, ContainerEvent::NeverStarted);
+                runtime.store.container_event(&container.record.id, ContainerEvent::NeverStarted);
             }
         });
         if let Err(error) = folded.await {
