@@ -30,7 +30,7 @@ use super::{
 use crate::{daemon::Daemon, rig::Rig};
 
 /// How long removing everything may take.
-const CLEAN_UP: Duration = Duration::from_secs(120);
+const CLEAN_UP: Duration = Duration::from_secs(300);
 
 /// How a storm is.
 #[derive(Debug, Clone, Copy)]
