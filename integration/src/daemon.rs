@@ -19,10 +19,10 @@ use crate::{
 };
 
 /// How long the daemon may take until it answers on its socket.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long it may take to end after TERM.
-const FAREWELL: Duration = Duration::from_secs(20);
+const FAREWELL: Duration = Duration::from_secs(60);
 
 /// Why there is no daemon to test.
 #[derive(Debug, thiserror::Error)]

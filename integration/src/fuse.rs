@@ -66,6 +66,11 @@ impl HangingMount {
         self.tell(machine, Signal::SIGUSR1, "holding").await
     }
 
+    /// Waits until a process waits for an answer that does not come: no signal ends it from now on.
+    pub async fn holds_a_caller(&self) -> Result<(), MachineError> {
+        self.said("a caller waits", 0).await
+    }
+
     /// Answers all requests that wait, and every one from now on.
     pub async fn answer(&self, machine: &Machine) -> Result<(), MachineError> {
         self.tell(machine, Signal::SIGUSR2, "answering").await
@@ -148,10 +153,20 @@ pub fn serve(path: &Path) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
         match &mut held {
-            Some(held) => held.push(request),
+            Some(held) => {
+                if is_waited_for(u32_at(&request, 4)) {
+                    println!("a caller waits");
+                }
+                held.push(request);
+            }
             None => tree.respond(&device, &request)?,
         }
     }
+}
+
+/// Whether a process waits for the answer: not so with FORGET, RELEASE, RELEASEDIR, INTERRUPT and BATCH_FORGET.
+fn is_waited_for(operation: u32) -> bool {
+    !matches!(operation, 2 | 18 | 29 | 36 | 42)
 }
 
 /// A file or directory.

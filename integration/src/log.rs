@@ -25,10 +25,13 @@ pub struct Entry {
     pub text: String,
 }
 
-/// All entries of a file. A malformed one is an error.
+/// All entries of a file. A malformed one is an error; one without its newline is still being written, and
+/// none yet.
 pub fn entries(path: &Path) -> io::Result<Vec<Entry>> {
     let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
-    text.lines()
+    let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+    whole
+        .lines()
         .map(|line| parse(line).ok_or_else(|| io::Error::other(format!("not a CRI log line: {line:?}"))))
         .collect()
 }
@@ -107,6 +110,8 @@ mod tests {
         fs::write(file.path(), text).unwrap();
         assert_eq!(lines(file.path(), "stdout").unwrap(), ["abcd", ""]);
         assert_eq!(lines(file.path(), "stderr").unwrap(), ["other"]);
+        fs::write(file.path(), format!("{text}2026-01-01T00:00:00.0000")).unwrap();
+        assert_eq!(entries(file.path()).unwrap().len(), 4, "the fifth is being written");
         fs::write(file.path(), "no log line\n").unwrap();
         assert!(entries(file.path()).is_err());
     }

@@ -34,7 +34,7 @@ pub const BRIDGE: &str = "podhold-it";
 
 /// How long what a test has ended may take to be gone: the kernel removes namespaces, links and
 /// cgroups some time after their last user.
-const SETTLE: Duration = Duration::from_secs(15);
+const SETTLE: Duration = Duration::from_secs(40);
 
 /// How long the registry may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -11,10 +11,12 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
+use nix::sys::signal::Signal;
 use podhold_integration::{
     configs::{self, log_file},
     log, rig,
     rig::{PROBE, Rig, RunDirectory},
+    soak::truth,
 };
 use podhold_proto::cri::{ContainerState, PodSandboxState, PortMapping};
 
@@ -130,10 +132,15 @@ async fn a_run_directory_of_an_earlier_boot_is_believed_in_exits_alone() {
     let pod = rig.cri().run_pod(&config).await.unwrap();
     let mut ids = Vec::new();
     for name in ["whole", "torn", "running"] {
-        let words: &[&str] = if name == "running" { &["sleep"] } else { &["pause", "2", "+", "exit", "9"] };
-        ids.push(rig.probe(&pod, &config, name, words).await);
+        ids.push(rig.probe(&pod, &config, name, &["catch", "9"]).await);
+        log::wait_for(&log_file(&config, name), "ready").await;
     }
+    let ends = [truth::pid(&rig, &ids[0]).await.unwrap(), truth::pid(&rig, &ids[1]).await.unwrap()];
     rig.daemon.kill(&rig.machine).await.unwrap();
+    // Seen by the shim alone.
+    for pid in ends {
+        rig.machine.signal(pid, Signal::SIGTERM).await.unwrap();
+    }
     let bundles = rig.places.run().join("pods").join(&pod).join("containers");
     let exit = |id: &str| bundles.join(id).join("exit.json");
     until("exits", || exit(&ids[0]).exists() && exit(&ids[1]).exists()).await;

@@ -85,7 +85,7 @@ impl Runtime {
                     message: error.to_string(),
                 };
                 self.store.container_event(id, ContainerEvent::StartFailed(ended));
-                self.keep_status(id);
+                self.status_kept(id).await;
                 Err(error)
             }
         }
@@ -172,7 +172,7 @@ impl Runtime {
             }
         }
         self.store.change_container(&id, |container| container.resources = merged);
-        self.keep_status(&id);
+        self.status_kept(&id).await;
         Ok(())
     }
 

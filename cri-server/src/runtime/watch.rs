@@ -84,8 +84,16 @@ impl Runtime {
         }
     }
 
+    /// As [`keep_status`](Self::keep_status), and waits for it: what was answered must not be forgotten by the
+    /// next daemon, and nobody else knows of it.
+    pub(super) async fn status_kept(self: &Arc<Self>, id: &ContainerId) {
+        if let Err(error) = self.keep_status(id).await {
+            warn!(container = %id, %error, "status not kept");
+        }
+    }
+
     /// Writes what must outlive a reboot, off the path of whoever waits.
-    pub(super) fn keep_status(self: &Arc<Self>, id: &ContainerId) {
+    pub(super) fn keep_status(self: &Arc<Self>, id: &ContainerId) -> tokio::task::JoinHandle<()> {
         let runtime = Arc::clone(self);
         let id = id.clone();
         tokio::task::spawn_blocking(move || {
@@ -93,7 +101,7 @@ impl Runtime {
                 let again = runtime.undone.status(&id, &crate::error::chain(&error));
                 warn!(container = %id, %error, again, "status not kept");
             }
-        });
+        })
     }
 
     /// Writes what must outlive a reboot. Blocks.

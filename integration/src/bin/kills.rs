@@ -10,7 +10,7 @@ use std::{
 
 use clap::Parser;
 use podhold_integration::{
-    kills::{self, Dice, Kill, Moment, Orphans, Table, Verb},
+    kills::{self, Dice, Kill, Moment, Table, Verb},
     rig::Rig,
     steps::Step,
 };
@@ -50,9 +50,6 @@ struct Arguments {
     /// Try the first and the last step of each name once, in order, rather than random ones
     #[arg(long)]
     steps: bool,
-    /// Start each daemon at once, while network plugins of the one before may still run
-    #[arg(long)]
-    meet_orphans: bool,
     /// Print the steps of the verbs and end
     #[arg(long)]
     list: bool,
@@ -157,11 +154,7 @@ impl Work {
         if self.arguments.minutes.is_some_and(|most| minutes >= most) {
             return None;
         }
-        let mut kill = self.choose()?;
-        if self.arguments.meet_orphans {
-            kill.orphans = Orphans::Met;
-        }
-        Some(kill)
+        self.choose()
     }
 
     fn choose(&mut self) -> Option<Kill> {

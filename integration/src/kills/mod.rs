@@ -11,9 +11,7 @@ mod stage;
 mod table;
 mod trial;
 
-use std::{fmt, fs, path::Path, time::Duration};
-
-use tokio::time::{Instant, interval};
+use std::{fmt, time::Duration};
 
 pub use self::{
     plan::{Dice, chosen},
@@ -23,7 +21,6 @@ pub use self::{
 };
 use crate::{
     daemon::Daemon,
-    needs::CNI_DIRECTORIES,
     rig::Rig,
     steps::{Step, Tracer},
 };
@@ -75,14 +72,12 @@ pub struct Kill {
     pub moment: Moment,
     /// How long its successor lives, when that dies too: while it comes back, or soon after.
     pub again: Option<Duration>,
-    /// Whether successors are started at once.
-    pub orphans: Orphans,
 }
 
 impl Kill {
     /// At this moment, once.
     pub fn new(verb: Verb, moment: Moment) -> Self {
-        Self { verb, moment, again: None, orphans: Orphans::Awaited }
+        Self { verb, moment, again: None }
     }
 }
 
@@ -98,15 +93,6 @@ impl fmt::Display for Kill {
     }
 }
 
-/// Whether a daemon meets what the first one has left running.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Orphans {
-    /// It is started when the first one's network plugins have ended.
-    Awaited,
-    /// It is started at once.
-    Met,
-}
-
 /// Calls the verb, has the daemon die, and judges its successor.
 ///
 /// # Panics
@@ -115,13 +101,11 @@ pub async fn run(rig: &mut Rig, kill: &Kill) -> Verdict {
     let verb = kill.verb;
     let stage = stage::set(rig, verb).await;
     let steps = die(rig, verb, &stage, &kill.moment).await;
-    let waits = kill.orphans == Orphans::Awaited;
     if let Some(life) = kill.again {
-        plugins_have_ended(rig, waits).await;
         let died = Daemon::start_and_kill(&rig.machine, &rig.places, life).await;
         died.unwrap_or_else(|error| panic!("{kill}: {error}"));
     }
-    plugins_have_ended(rig, waits).await;
+    // At once: network plugins of the first one may still run.
     let again = Daemon::start(&rig.machine, &rig.places).await;
     rig.daemon = again.unwrap_or_else(|error| panic!("{kill}: {error}"));
     let (outcome, faults) = judge::judge(rig, verb, &stage).await;
@@ -155,21 +139,4 @@ async fn follow(rig: &Rig, fatal: Option<Step>, call: impl Future) -> Vec<Step> 
     call.await;
     let done = tokio::task::spawn_blocking(move || tracer.finish()).await;
     done.expect("no panic").unwrap_or_else(|e| panic!("follow the daemon: {e}"))
-}
-
-/// Waits until no network plugin runs. Nothing tells when they end: they are nobody's children any more.
-async fn plugins_have_ended(rig: &Rig, waits: bool) {
-    if !waits {
-        return;
-    }
-    let is_plugin = |pid: &u32| {
-        let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        let ours = rig.places.plugins();
-        program.starts_with(ours) || CNI_DIRECTORIES.iter().any(|dir| program.starts_with(Path::new(dir)))
-    };
-    let deadline = Instant::now() + PATIENCE;
-    let mut ticks = interval(Duration::from_millis(10));
-    while rig.machine.pids().is_ok_and(|pids| pids.iter().any(is_plugin)) && Instant::now() < deadline {
-        ticks.tick().await;
-    }
 }

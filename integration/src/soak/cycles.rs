@@ -56,7 +56,7 @@ pub async fn run(rig: &Rig, plan: Plan) -> Table {
         lives(rig, done, until, plan).await;
         done = until;
         let when = format!("{done} pods ({} s)", begun.elapsed().as_secs());
-        let usage = Usage::now(rig);
+        let usage = Usage::at_rest(rig).await;
         let now = settled(rig, things).await;
         table.add(&when, usage, now);
         assert_eq!(now, things, "after {done} pods there is not as much in the machine as before");

@@ -49,6 +49,13 @@ impl Usage {
         })
     }
 
+    /// The daemon's open files, as the kernel names them.
+    fn open_files(rig: &Rig) -> Vec<String> {
+        let entries = fs::read_dir(rig.machine.process(rig.daemon.pid).join("fd")).into_iter().flatten();
+        let links = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+        links.map(|link| link.display().to_string()).collect()
+    }
+
     /// What an idle daemon uses once it has not given anything back for twelve seconds: what it stays at.
     ///
     /// # Panics
@@ -86,7 +93,9 @@ impl Usage {
             if back {
                 return now;
             }
-            assert!(Instant::now() < deadline, "the daemon used {self}, and now uses {now}: not given back");
+            let late = Instant::now() >= deadline;
+            let open = if late { Self::open_files(rig) } else { Vec::new() };
+            assert!(!late, "the daemon used {self}, and now uses {now}: not given back; open: {open:?}");
         }
     }
 }

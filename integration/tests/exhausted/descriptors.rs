@@ -5,16 +5,25 @@ use std::time::Duration;
 use podhold_integration::{configs::log_file, cri::Cri, log, rig, rig::Rig};
 use tonic::Code;
 
-use super::{Bystander, says, sleeper};
+use super::{Bystander, says, sleeper, until};
 
 async fn sh(rig: &Rig, script: &str) -> String {
     rig.machine.run_well(["sh", "-ec", script]).await.unwrap().trim().to_owned()
 }
 
+/// What a process has open, once it has done what it was at: some files are open for a moment only.
+async fn open_files(rig: &Rig, pid: &str) -> String {
+    let script = format!(
+        "before=; while now=$(ls /proc/{pid}/fd) && [ \"$now\" != \"$before\" ]; do before=$now; sleep 1; done; \
+         echo \"$now\""
+    );
+    sh(rig, &script).await
+}
+
 /// Lets a process open no more than `more` files beyond those that are open: numbers that are free below its
 /// limit.
 async fn limit(rig: &Rig, pid: &str, more: usize) {
-    let open = sh(rig, &format!("ls /proc/{pid}/fd")).await;
+    let open = open_files(rig, pid).await;
     let open: Vec<u32> = open.lines().map(|number| number.parse().unwrap()).collect();
     let limit = (0..).filter(|number| !open.contains(number)).nth(more).unwrap();
     sh(rig, &format!("prlimit --pid {pid} --nofile={limit}:")).await;
@@ -34,10 +43,10 @@ async fn processor_time(rig: &Rig, pid: i32) -> Duration {
 
 /// The pid, in the machine, of the only process with this name.
 async fn process(rig: &Rig, name: &str) -> String {
-    // Others may end while it looks.
-    let found = sh(rig, &format!("grep -slx {name} /proc/[0-9]*/comm || true")).await;
-    assert_eq!(found.lines().count(), 1, "{found}");
-    found.split('/').nth(2).unwrap().to_owned()
+    // Others may end while it looks, and what makes containers has the name for a moment.
+    let look = async || sh(rig, &format!("grep -slx {name} /proc/[0-9]*/comm || true")).await;
+    until(&format!("one {name}"), || async { look().await.lines().count() == 1 }).await;
+    look().await.split('/').nth(2).unwrap().to_owned()
 }
 
 #[tokio::test]

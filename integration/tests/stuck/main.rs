@@ -20,8 +20,9 @@ use podhold_proto::cri::*;
 use tokio::time::{Instant, interval, timeout};
 use tonic::{Code, Status};
 
-/// How long one call that reads may take. What hangs takes longer: the shortest limit is 10 seconds.
-const READ: Duration = Duration::from_secs(5);
+/// How long one call that reads may take: as long as can be told from one that hangs, whose shortest limit is
+/// 10 seconds.
+const READ: Duration = Duration::from_secs(9);
 /// How long whatever is affected may take to say so.
 const BOUNDED: Duration = Duration::from_secs(60);
 /// How long healing may take.

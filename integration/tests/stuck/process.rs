@@ -14,6 +14,8 @@ async fn a_container_that_cannot_die_is_named_and_holds_up_nobody() {
     let script = "while :; do cat /volume/file >/dev/null; done";
     let id = rig.run(&pod, &config, &with_volume(shell("reads", script), &mount.path)).await;
     mount.hang(&rig.machine).await.unwrap();
+    // From then on no signal ends it.
+    mount.holds_a_caller().await.unwrap();
     let status = async || rig.cri().status(&id).await.unwrap();
 
     let stop = deadline("stop", rig.cri().stop(&id, 0), [&id, "process "]);

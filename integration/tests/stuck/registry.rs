@@ -12,7 +12,7 @@ use super::{BOUNDED, others_go_on};
 async fn a_registry_that_hangs_fails_its_pulls_in_time_and_no_others() {
     let mut rig = rig!();
     let text = fs::read_to_string(rig.places.config()).unwrap();
-    fs::write(rig.places.config(), text.replace("[image]\n", "[image]\nstall_timeout_seconds = 1\n"))
+    fs::write(rig.places.config(), text.replace("[image]\n", "[image]\nstall_timeout_seconds = 3\n"))
         .unwrap();
     rig.restart().await;
     rig.places.allow_plain_http(bad_registry::ADDRESS).unwrap();

@@ -145,11 +145,10 @@ impl Ledger {
             before(facts.remove.done, begun) || self.pod_removed(facts, begun),
             "it was removed before",
         )?;
-        if let (Some(known), Some(told)) = (facts.ended, seen.ended) {
+        if let Some(told) = seen.ended.filter(|told| !self.forgotten(facts, told.0)) {
+            let known = facts.ended.unwrap_or(told);
             wrong_if(known != told, &format!("it had ended with {known:?} (code, time)"))?;
-        }
-        if let Some((code, _)) = seen.ended {
-            wrong_if(!codes(&facts.name).contains(&code), "nothing ends it with this code")?;
+            wrong_if(!codes(&facts.name).contains(&told.0), "nothing ends it with this code")?;
         }
         let Some(state) = seen.state else { return Err("its state is not known".to_owned()) };
         let later = facts.seen.iter().find(|(later, tick)| **later > state && **tick < begun);
@@ -259,6 +258,14 @@ impl Ledger {
         facts.stop.begun.is_some() || pod || itself
     }
 
+    /// Whether how it ended may be known no more: its removal, which deletes that first, was cut short by a
+    /// kill.
+    fn forgotten(&self, facts: &ContainerFacts, code: i32) -> bool {
+        let pod = self.pods.get(&facts.pod).and_then(|pod| pod.remove.begun);
+        let removal = [facts.remove.begun, pod].into_iter().flatten().min();
+        code == 255 && removal.is_some_and(|begun| self.kills.iter().any(|(kill, _)| *kill > begun))
+    }
+
     fn may_be_gone(&self, facts: &ContainerFacts) -> bool {
         let pod = self.pods.get(&facts.pod).is_some_and(|pod| pod.remove.begun.is_some());
         facts.remove.begun.is_some() || pod
@@ -327,6 +334,28 @@ mod tests {
         assert!(answer(&mut ledger, status(), seen(State::Running)).is_err(), "it was stopped");
         answer(&mut ledger, status(), seen(State::Exited)).unwrap();
         assert!(answer(&mut ledger, What::Start("C".into()), Reply::Done).is_err(), "it has ended");
+    }
+
+    #[test]
+    fn how_it_ended_is_forgotten_only_by_a_removal_that_a_kill_has_cut_short() {
+        let unknown = || {
+            let (id, pod, name) = ("C".into(), "P".into(), "sleeps".into());
+            let ended = Some((255, 9));
+            Reply::Container(ContainerSeen { id, pod, name, state: Some(State::Exited), ended })
+        };
+        let ended = |removed: bool| {
+            let mut ledger = with_container();
+            answer(&mut ledger, What::Start("C".into()), Reply::Done).unwrap();
+            answer(&mut ledger, What::Stop("C".into(), 0), Reply::Done).unwrap();
+            if removed {
+                let _under_way = ledger.begin(What::Remove("C".into()));
+            }
+            ledger.kill();
+            ledger.up_again();
+            answer(&mut ledger, What::Status("C".into()), unknown())
+        };
+        assert!(ended(false).is_err());
+        ended(true).unwrap();
     }
 
     #[test]
