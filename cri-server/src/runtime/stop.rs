@@ -263,6 +263,14 @@ impl Runtime {
             self.wait_until_known(&container).await?;
         }
         self.stop(id, Duration::ZERO).await?;
+        if self
+            .store
+            .container(id)
+            .is_some_and(|container| matches!(container.phase, ContainerPhase::Exited(_)))
+        {
+            // What its exit record says must be kept before that goes: a removal may be cut short.
+            self.status_kept(id).await;
+        }
         let container = match self.store.container_event(id, ContainerEvent::RemoveClaimed) {
             None => return Ok(()),
             Some(claim) => claim.map_err(|error| Error::Precondition(format!("container {id}: {error}")))?,
