@@ -106,7 +106,8 @@ fn a_fork_bomb_is_held_and_killed_whole() {
     let pids = LinuxPidsBuilder::default().limit(20).build().unwrap();
     let pids = LinuxResourcesBuilder::default().pids(pids).build().unwrap();
     scope.cgroups.set(&leaf, &pids).unwrap();
-    let mut child = Child::spawn("read _; b() { b & b & wait; }; b 2>/dev/null & exec sleep 60");
+    // The shell that forks ends where it can do so no more; what it has started stays.
+    let mut child = Child::spawn("read _; (while :; do sleep 60 & done) 2>/dev/null; exec sleep 60");
     scope.cgroups.attach(&leaf, child.pid()).unwrap();
     child.go();
     common::until(|| scope.cgroups.stats(&leaf).unwrap().pids.threads.unwrap_or(0) >= 10);

@@ -28,6 +28,9 @@ pub(super) fn pod(pod: &Pod) -> cri::PodSandbox {
     }
 }
 
+/// The annotation in which the status of a damaged pod says what is wrong.
+const DAMAGED: &str = "podhold.io/damaged";
+
 /// A pod's status.
 pub(super) fn pod_status(pod: &Pod) -> cri::PodSandboxStatus {
     let record = &pod.record;
@@ -47,6 +50,29 @@ pub(super) fn pod_status(pod: &Pod) -> cri::PodSandboxStatus {
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
         runtime_handler: record.runtime_handler.clone(),
+    }
+}
+
+/// What can be told of a pod whose record cannot be used.
+pub(super) fn damaged_pod(id: &str, damage: String) -> cri::PodSandboxStatus {
+    cri::PodSandboxStatus {
+        id: id.to_owned(),
+        metadata: Some(cri::PodSandboxMetadata { name: "damaged".to_owned(), ..Default::default() }),
+        state: cri::PodSandboxState::SandboxNotready.into(),
+        annotations: [(DAMAGED.to_owned(), damage)].into(),
+        ..Default::default()
+    }
+}
+
+/// What can be told of a container whose record cannot be used.
+pub(super) fn damaged_container(id: &str, damage: String) -> cri::ContainerStatus {
+    cri::ContainerStatus {
+        id: id.to_owned(),
+        metadata: Some(cri::ContainerMetadata { name: "damaged".to_owned(), ..Default::default() }),
+        state: cri::ContainerState::ContainerUnknown.into(),
+        reason: "Damaged".to_owned(),
+        message: damage,
+        ..Default::default()
     }
 }
 

@@ -41,7 +41,13 @@ impl Service {
         &self,
         request: cri::PodSandboxStatusRequest,
     ) -> Result<cri::PodSandboxStatusResponse, Status> {
-        let pod = self.runtime.known_pod(id(&request.pod_sandbox_id, "pod_sandbox_id")?)?;
+        let asked = id(&request.pod_sandbox_id, "pod_sandbox_id")?;
+        if let Some(damage) = self.runtime.damage_of_pod(asked) {
+            // Clients ask for the status before they remove anything.
+            let status = Some(answer::damaged_pod(asked, damage));
+            return Ok(cri::PodSandboxStatusResponse { status, ..Default::default() });
+        }
+        let pod = self.runtime.known_pod(asked)?;
         let containers = self.runtime.store().containers_of(&pod.record.id);
         Ok(cri::PodSandboxStatusResponse {
             status: Some(answer::pod_status(&pod)),
@@ -102,7 +108,12 @@ impl Service {
         &self,
         request: cri::ContainerStatusRequest,
     ) -> Result<cri::ContainerStatusResponse, Status> {
-        let container = self.runtime.known_container(id(&request.container_id, "container_id")?)?;
+        let asked = id(&request.container_id, "container_id")?;
+        if let Some(damage) = self.runtime.damage_of_container(asked) {
+            let status = Some(answer::damaged_container(asked, damage));
+            return Ok(cri::ContainerStatusResponse { status, ..Default::default() });
+        }
+        let container = self.runtime.known_container(asked)?;
         Ok(cri::ContainerStatusResponse {
             status: Some(answer::container_status(&container)),
             info: info(request.verbose, || {

@@ -50,21 +50,25 @@ impl Runtime {
         )
     }
 
+    /// What is wrong with a damaged pod, and the mend; `None` when there is none of this full id.
+    pub fn damage_of_pod(&self, id: &str) -> Option<String> {
+        let hidden = |damage: &Damage| matches!(&damage.hides, Hidden::Pod(pod) if pod.as_str() == id);
+        Some(self.store.damaged().into_iter().find(hidden)?.words("pod", id))
+    }
+
+    /// What is wrong with a damaged container, and the mend; `None` when there is none of this full id.
+    pub fn damage_of_container(&self, id: &str) -> Option<String> {
+        Some(self.damaged_container(id)?.2.words("container", id))
+    }
+
     /// Refuses what cannot be done to a damaged pod; success when there is none of this id.
     pub(super) fn refuse_damaged_pod(&self, id: &str) -> Result<()> {
-        let hidden = |damage: &Damage| matches!(&damage.hides, Hidden::Pod(pod) if pod.as_str() == id);
-        match self.store.damaged().into_iter().find(hidden) {
-            Some(damage) => Err(Error::Precondition(damage.words("pod", id))),
-            None => Ok(()),
-        }
+        self.damage_of_pod(id).map_or(Ok(()), |words| Err(Error::Precondition(words)))
     }
 
     /// Refuses what cannot be done to a damaged container; success when there is none of this id.
     pub(super) fn refuse_damaged_container(&self, id: &str) -> Result<()> {
-        match self.damaged_container(id) {
-            Some((_, _, damage)) => Err(Error::Precondition(damage.words("container", id))),
-            None => Ok(()),
-        }
+        self.damage_of_container(id).map_or(Ok(()), |words| Err(Error::Precondition(words)))
     }
 
     fn damaged_container(&self, id: &str) -> Option<(PodId, ContainerId, Damage)> {

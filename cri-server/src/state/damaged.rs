@@ -17,7 +17,7 @@ pub struct Damage {
     pub hides: Hidden,
 }
 
-/// What a damage hides: no list has it, and whoever asks for it by its id is told why.
+/// What a damage hides: no list has it, and whoever asks for it by its full id is told why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hidden {
     /// Nothing: the object is there without that part.
@@ -31,9 +31,10 @@ pub enum Hidden {
 impl Damage {
     /// The words for who asks for what it hides.
     pub fn words(&self, object: &str, id: &str) -> String {
+        let remove = if object == "pod" { "rmp -f" } else { "rm -f" };
         format!(
             "{object} {id} is damaged: {}: {}; put that back as it was and start podhold again, or remove \
-             the {object} for good by its full id",
+             the {object} for good: crictl {remove} {id}",
             self.path.display(),
             self.reason
         )

@@ -96,7 +96,27 @@ async fn meanwhile<T>(rig: &mut Rig, work: impl FnOnce(&Rig) -> T) -> T {
 /// Who asks for it by its id is told which file, what is wrong, and what can be done.
 fn is_refusal(refusal: &tonic::Status, path: &Path, how: Damage) {
     assert_eq!(refusal.code(), Code::FailedPrecondition, "{how:?}: {refusal}");
-    let words = refusal.message();
+    is_named(refusal.message(), path, how);
+}
+
+/// Its status says the same.
+async fn pod_is_damaged(rig: &Rig, pod: &str, path: &Path, how: Damage) {
+    let status = rig.cri().pod_status(pod).await.unwrap();
+    assert_eq!(status.state(), PodSandboxState::SandboxNotready, "{how:?}");
+    is_named(&status.annotations["podhold.io/damaged"], path, how);
+}
+
+async fn container_is_damaged(rig: &Rig, container: &str, path: &Path, how: Damage) {
+    let status = rig.cri().status(container).await.unwrap();
+    assert_eq!(
+        (status.state(), status.reason.as_str()),
+        (ContainerState::ContainerUnknown, "Damaged"),
+        "{how:?}"
+    );
+    is_named(&status.message, path, how);
+}
+
+fn is_named(words: &str, path: &Path, how: Damage) {
     for part in [&path.display().to_string(), "damaged", "put that back", "remove"] {
         assert!(words.contains(part), "{how:?}: {part} is not in {words}");
     }
@@ -118,8 +138,8 @@ async fn a_damaged_pod_is_named_harms_no_other_and_can_be_put_back_or_removed() 
     for (life, how) in lives.iter().zip(OF_RECORDS) {
         let file = path(&rig, life);
         reported(&rig, &file, how).await;
-        is_refusal(&rig.cri().pod_status(&life.pod).await.unwrap_err(), &file, how);
-        is_refusal(&rig.cri().status(&life.container).await.unwrap_err(), &file, how);
+        pod_is_damaged(&rig, &life.pod, &file, how).await;
+        container_is_damaged(&rig, &life.container, &file, how).await;
         is_refusal(&rig.cri().stop_pod(&life.pod).await.unwrap_err(), &file, how);
     }
     meanwhile(&mut rig, |_| good.into_iter().for_each(Good::put_back)).await;
@@ -167,7 +187,7 @@ async fn a_damaged_container_is_named_and_its_pod_goes_on() {
     for (life, how) in lives.iter().zip(OF_RECORDS) {
         let file = path(&rig, life);
         reported(&rig, &file, how).await;
-        is_refusal(&rig.cri().status(&life.container).await.unwrap_err(), &file, how);
+        container_is_damaged(&rig, &life.container, &file, how).await;
         is_refusal(&rig.cri().stop(&life.container, 0).await.unwrap_err(), &file, how);
     }
     meanwhile(&mut rig, |_| good.into_iter().for_each(Good::put_back)).await;
@@ -220,9 +240,10 @@ async fn what_stands_in_the_place_of_a_directory_is_not_entered() {
     for (n, life) in lives.iter().enumerate() {
         let how = OF_DIRECTORIES[n % OF_DIRECTORIES.len()];
         reported(&rig, &place(&rig, n), how).await;
-        is_refusal(&rig.cri().status(&life.container).await.unwrap_err(), &place(&rig, n), how);
-        let pod = rig.cri().pod_status(&life.pod).await;
-        assert_eq!(pod.is_ok(), n >= OF_DIRECTORIES.len(), "{how:?}: {pod:?}");
+        container_is_damaged(&rig, &life.container, &place(&rig, n), how).await;
+        let pod = rig.cri().pod_status(&life.pod).await.unwrap();
+        let damaged = pod.annotations.contains_key("podhold.io/damaged");
+        assert_eq!(damaged, n < OF_DIRECTORIES.len(), "{how:?}: {pod:?}");
     }
     meanwhile(&mut rig, |_| good.into_iter().for_each(Good::put_back)).await;
     for life in &lives {
