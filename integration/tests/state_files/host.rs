@@ -99,3 +99,22 @@ async fn a_directory_that_others_can_enter_is_refused_with_the_mend() {
     rig.daemon = Daemon::start(&rig.machine, &rig.places).await.unwrap();
     rig.finish().await;
 }
+
+#[tokio::test]
+async fn a_pod_whose_records_were_deleted_runs_on_is_named_and_can_be_removed() {
+    let mut rig = rig!();
+    let life = Life::start(&rig, &rig.pod("lost")).await;
+    let state = life.state(&rig);
+    let root = rig.places.state().join("images/snapshots").join(&life.container);
+    assert!(root.exists());
+    meanwhile(&mut rig, |_| fs::remove_dir_all(&state).unwrap()).await;
+    let named = damaged(&rig).await.into_iter().any(|(path, _)| path == state);
+    assert!(named, "{:?}", damaged(&rig).await);
+    assert!(rig.cri().list_pods().await.unwrap().is_empty());
+    // Who comes next does not take its root away either.
+    meanwhile(&mut rig, |_| ()).await;
+    assert!(root.exists());
+    rig.cri().remove_pod(&life.pod).await.unwrap();
+    assert!(damaged(&rig).await.is_empty());
+    rig.finish().await;
+}

@@ -8,7 +8,9 @@ use podhold_sandbox::{
     record::{self, RecordError},
 };
 
+use super::names;
 use crate::{
+    error::Result,
     runtime::{Runtime, damaged::container_names},
     state::{
         Container, ContainerPhase, ContainerRecord, ContainerStatusRecord, Hidden, Pod, PodPhase, PodRecord,
@@ -45,6 +47,27 @@ impl Runtime {
         }
         self.load_containers(&id);
         Some(id)
+    }
+
+    /// Reports pods of this boot that have something in the run directory, and nothing in the state directory:
+    /// they may run. What is left of an earlier boot is swept.
+    pub(super) fn report_lost(&self) -> Result<()> {
+        if self.boot.rebooted {
+            return Ok(());
+        }
+        for name in names(&self.layout.pods_run())? {
+            let Ok(id) = PodId::parse(&name) else { continue };
+            if self.layout.pod_state(&id).symlink_metadata().is_ok() {
+                continue;
+            }
+            for container in container_names(&self.layout, &id) {
+                let hides = Hidden::Container(id.clone(), container);
+                self.report_damage(self.layout.pod_state(&id), "it is missing".to_owned(), hides);
+            }
+            let reason = "it is missing, and something of the pod is left".to_owned();
+            self.report_damage(self.layout.pod_state(&id), reason, Hidden::Pod(id));
+        }
+        Ok(())
     }
 
     fn add_loaded(&self, record: PodRecord) -> std::result::Result<(), Wrong> {

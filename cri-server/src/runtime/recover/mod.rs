@@ -37,6 +37,7 @@ impl Runtime {
     pub(super) async fn recover(self: &Arc<Self>) -> Result<()> {
         let names = names(&self.layout.pods_state())?;
         let pods = self.side_by_side("records", names, |runtime, name| runtime.load_pod(&name)).await?;
+        self.report_lost()?;
         for (pod, damage) in self.cni.damaged().await {
             let path = self.layout.cni_cache().join(format!("{pod}.json"));
             self.report_damage(path, crate::error::chain(&damage), Hidden::Nothing);

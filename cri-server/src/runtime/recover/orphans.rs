@@ -14,8 +14,10 @@ impl Runtime {
     /// are damaged, since they do not run.
     pub(super) async fn give_back_addresses(self: &Arc<Self>) {
         let lost = self.cni.cached().into_iter().filter(|pod| {
-            let damaged = self.boot.rebooted && self.store.pod(pod).is_none();
-            damaged || self.layout.pod_state(pod).symlink_metadata().is_err()
+            let damaged = self.store.pod(pod).is_none() && self.damage_of_pod(pod.as_str()).is_some();
+            let lost = self.layout.pod_state(pod).symlink_metadata().is_err();
+            // One that is damaged may run, unless the host was rebooted.
+            if damaged { self.boot.rebooted } else { lost }
         });
         let mut given_back = JoinSet::new();
         for pod in lost {
@@ -33,8 +35,9 @@ impl Runtime {
     /// The snapshots of no container, left by a create that was cut short. Blocks.
     pub(super) fn orphans(&self) -> Vec<String> {
         // By directory, not by record: a container whose record cannot be used may still run.
-        let names = names(&self.layout.pods_state()).unwrap_or_default();
-        let pods: Vec<PodId> = names.iter().filter_map(|name| PodId::parse(name).ok()).collect();
+        let places = [self.layout.pods_state(), self.layout.pods_run()];
+        let names = places.iter().flat_map(|place| names(place).unwrap_or_default());
+        let pods: HashSet<PodId> = names.filter_map(|name| PodId::parse(&name).ok()).collect();
         let containers_of = |pod: &PodId| match self.store.pod(pod) {
             Some(_) => recorded(&self.layout.pod_state(pod).join("containers")),
             // Of a damaged pod not even the directories may be where they were.
