@@ -14,6 +14,7 @@ fn seed() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "each run takes other ways, and what it finds is not always what was changed: make soak"]
 async fn whatever_many_clients_do_to_the_same_pods_every_answer_is_true_and_nothing_is_left() {
     let mut rig = rig!();
     let plan = storm::Plan {

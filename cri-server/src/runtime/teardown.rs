@@ -245,12 +245,14 @@ impl Runtime {
         volumes: &[usize],
     ) -> Result<()> {
         let (runtime, pod, id, volumes) = (Arc::clone(self), pod.clone(), id.clone(), volumes.to_owned());
-        blocking("container", move || {
-            runtime.forget_snapshots(&pod, &id, &volumes)?;
-            let _no_writer = runtime.status_files.lock().expect("no code panics while it holds this");
-            remove_recorded(&runtime.layout.container_record(&pod, &id))
-        })
-        .await
+        blocking("container", move || runtime.delete_files_of(&pod, &id, &volumes)).await
+    }
+
+    /// As [`delete_container_files`](Self::delete_container_files), here and now. Blocks.
+    pub(super) fn delete_files_of(&self, pod: &PodId, id: &ContainerId, volumes: &[usize]) -> Result<()> {
+        self.forget_snapshots(pod, id, volumes)?;
+        let _no_writer = self.status_files.lock().expect("no code panics while it holds this");
+        remove_recorded(&self.layout.container_record(pod, id))
     }
 
     fn forget_snapshots(&self, pod: &PodId, id: &ContainerId, volumes: &[usize]) -> Result<()> {

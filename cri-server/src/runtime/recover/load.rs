@@ -7,6 +7,7 @@ use podhold_sandbox::{
     ContainerId, PodId,
     record::{self, RecordError},
 };
+use tracing::{info, warn};
 
 use super::names;
 use crate::{
@@ -141,6 +142,10 @@ impl Runtime {
         };
         record.check(id, &owner.record).map_err(|reason| (path.clone(), reason))?;
         let status = self.read_status(pod, id);
+        let half_removed = self.is_half_removed(&record, status.as_ref());
+        if half_removed && !self.is_of_earlier_boot(&owner.record) && self.finish_removal(&record) {
+            return Ok(());
+        }
         let asked = record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
         let resources = status.as_ref().map(|status| status.resources.clone()).or(asked).unwrap_or_default();
         let phase = match status.and_then(|status| status.ended) {
@@ -157,6 +162,29 @@ impl Runtime {
             Reserve::Taken(other) => Err((path, format!("container {} has the same name", other.record.id))),
             Reserve::New | Reserve::NotReady(_) => Ok(()),
         }
+    }
+
+    /// Whether all that a container had in the run directory is gone, and nothing tells that it ever ran: its
+    /// removal was cut short.
+    fn is_half_removed(&self, record: &ContainerRecord, status: Option<&ContainerStatusRecord>) -> bool {
+        let (pod, id) = (&record.pod, &record.id);
+        let missing = |path: PathBuf| path.symlink_metadata().is_err();
+        let untold = match status {
+            Some(status) => status.started_at.is_none() && status.ended.is_none(),
+            None => missing(self.layout.container_status(pod, id)),
+        };
+        untold && missing(self.layout.bundle(pod, id))
+    }
+
+    /// False when its disk takes no change: then it is there to be removed again.
+    fn finish_removal(&self, record: &ContainerRecord) -> bool {
+        let volumes: Vec<usize> = record.volumes.keys().copied().collect();
+        let finished = self.delete_files_of(&record.pod, &record.id, &volumes);
+        match &finished {
+            Ok(()) => info!(container = %record.id, "its removal was under way; finished"),
+            Err(error) => warn!(container = %record.id, %error, "its removal was under way; not finished"),
+        }
+        finished.is_ok()
     }
 
     /// What is known of a container's life; damage is reported and hides nothing.
