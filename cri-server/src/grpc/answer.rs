@@ -53,12 +53,18 @@ pub(super) fn pod_status(pod: &Pod) -> cri::PodSandboxStatus {
     }
 }
 
+/// What stands where a damaged object's record would say something: clients refuse a status in which the names,
+/// the image or the time is empty.
+const UNTOLD: &str = "damaged";
+
 /// What can be told of a pod whose record cannot be used.
 pub(super) fn damaged_pod(id: &str, damage: String) -> cri::PodSandboxStatus {
+    let (name, namespace) = (UNTOLD.to_owned(), UNTOLD.to_owned());
     cri::PodSandboxStatus {
         id: id.to_owned(),
-        metadata: Some(cri::PodSandboxMetadata { name: "damaged".to_owned(), ..Default::default() }),
+        metadata: Some(cri::PodSandboxMetadata { name, uid: id.to_owned(), namespace, attempt: 0 }),
         state: cri::PodSandboxState::SandboxNotready.into(),
+        created_at: nanos(std::time::SystemTime::now()),
         annotations: [(DAMAGED.to_owned(), damage)].into(),
         ..Default::default()
     }
@@ -68,8 +74,11 @@ pub(super) fn damaged_pod(id: &str, damage: String) -> cri::PodSandboxStatus {
 pub(super) fn damaged_container(id: &str, damage: String) -> cri::ContainerStatus {
     cri::ContainerStatus {
         id: id.to_owned(),
-        metadata: Some(cri::ContainerMetadata { name: "damaged".to_owned(), ..Default::default() }),
+        metadata: Some(cri::ContainerMetadata { name: UNTOLD.to_owned(), attempt: 0 }),
         state: cri::ContainerState::ContainerUnknown.into(),
+        created_at: nanos(std::time::SystemTime::now()),
+        image: Some(cri::ImageSpec { image: UNTOLD.to_owned(), ..Default::default() }),
+        image_ref: UNTOLD.to_owned(),
         reason: "Damaged".to_owned(),
         message: damage,
         ..Default::default()
