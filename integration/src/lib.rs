@@ -17,6 +17,7 @@ pub mod log;
 pub mod machine;
 pub mod needs;
 pub mod old_shims;
+pub mod power;
 pub mod processes;
 pub mod programs;
 pub mod raw;

@@ -281,7 +281,7 @@ impl Drop for LastWords {
     }
 }
 
-async fn start_registry(machine: &Machine) -> i32 {
+pub(crate) async fn start_registry(machine: &Machine) -> i32 {
     let log = machine.directory().join("registry.log");
     let words = [programs::built("podhold-fixtures").display().to_string()];
     let words: Vec<String> =
@@ -302,7 +302,7 @@ fn said(log: &Path, word: &str) -> io::Result<bool> {
 }
 
 /// A bridge with both address families, and host ports.
-fn network() -> String {
+pub(crate) fn network() -> String {
     serde_json::json!({
         "cniVersion": "1.0.0",
         "name": "podhold-it",
