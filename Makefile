@@ -2,7 +2,7 @@
 # user with sudo: what else is needed is installed from package registries (integration/setup.sh).
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench test conformance fuzz kills soak lint clean setup check-format check-lints unit crictl
+.PHONY: help build demo bench test conformance fuzz kills powercuts crowd soak lint clean setup check-format check-lints unit crictl
 
 CARGO ?= cargo
 RELEASE = $(shell $(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$(shell rustc -vV | sed -n 's/^host: //p')/release
@@ -48,6 +48,16 @@ kills: ## Kill the daemon COUNT (2000) times at random steps of random verbs, an
 	@integration/setup.sh test
 	$(CARGO) build --locked --workspace --bins
 	$(SUDO) $(DEBUG)/podhold-kills --count $(or $(COUNT),2000)
+
+powercuts: ## Cut the power COUNT (200) times at random moments of pulls and removals, and judge what is left (SEED)
+	@integration/setup.sh test
+	$(CARGO) build --locked --workspace --bins
+	$(SUDO) $(DEBUG)/podhold-powercuts --count $(or $(COUNT),200) $(if $(SEED),--seed $(SEED))
+
+crowd: ## Measure start, lists and memory with 100 to 2,000 images; prints a table for a document
+	@integration/setup.sh test
+	$(CARGO) build --release --locked --workspace --bins
+	$(SUDO) $(RELEASE)/podhold-crowd
 
 soak: ## Ten minutes of storm, then 20,000 pods (MINUTES, COUNT, SEED); prints tables for a document
 	@integration/setup.sh test

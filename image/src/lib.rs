@@ -24,6 +24,7 @@ mod snapshot;
 mod store;
 mod sys;
 mod unpack;
+mod verify;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -37,8 +38,9 @@ pub use crate::{
     reference::{InvalidReference, Reference},
     registry::Credentials,
     snapshot::{IdMap, IdRange, SnapshotError, Snapshots},
-    store::{Image, Usage},
+    store::{Image, Usage, tree::Difference},
     unpack::Limits,
+    verify::{Finding, Verified},
 };
 use crate::{pull::Underway, registry::Registry, snapshot::Overlay, store::Store};
 
@@ -162,6 +164,15 @@ impl Images {
         let (inner, owned) = (Arc::clone(&self.inner), name.to_owned());
         let remove = tokio::task::spawn_blocking(move || inner.store.remove(&owned));
         remove.await.unwrap_or_else(|_| Err(ImageError::Cancelled(name.to_owned())))
+    }
+
+    /// Compares the layers of the images of these names (all when there is none), found as by [`Images::find`], with
+    /// what was noted when they were unpacked, reading every file. With `repair` fetches again those that differ,
+    /// and no others, by the digests of their images. Answers what was found of each layer.
+    ///
+    /// Containers go on with what they have; new ones get the new layer.
+    pub async fn verify(&self, names: &[String], repair: bool) -> Result<Vec<Verified>, ImageError> {
+        verify::verify(&self.inner, verify::choose(&self.inner, names)?, repair).await
     }
 
     /// What all image layers take on disk. Known without looking.

@@ -105,14 +105,17 @@ pub(crate) async fn pull(
 ) -> Result<Arc<Image>, ImageError> {
     let session = Arc::new(inner.registry.session(reference, credentials).await?);
     let top = session.resolve().await?;
-    if let Some((image, config)) = inner.store.known(&top.digest) {
+    if let Some(image) = inner.store.known(&top.digest)
+        && let Ok(id) = Digest::parse(&image.id)
+    {
         let new = NewImage {
             reference: reference.clone(),
-            id: Digest::of(config.as_bytes()),
+            id,
             target: top.digest.clone(),
             manifests: vec![top.digest],
             size: image.size,
-            config,
+            // It is in the record.
+            config: String::new(),
             layers: image.layers.clone(),
         };
         return commit(inner, new, image.layers.clone()).await;
@@ -166,12 +169,14 @@ async fn image_manifest(
 
 /// The image's configuration; asked for only when it is not here.
 async fn configuration(
-    inner: &Inner,
+    inner: &Arc<Inner>,
     session: &Session,
     layout: &Layout,
 ) -> Result<(String, Configuration), ImageError> {
     let corrupt = |reason: String| ImageError::image(&session.reference, ErrorKind::DataLoss, reason);
-    let raw = match inner.store.config(&layout.config.digest) {
+    let (store, id) = (Arc::clone(inner), layout.config.digest.clone());
+    let here = tokio::task::spawn_blocking(move || store.store.config(&id)).await;
+    let raw = match here.unwrap_or_default() {
         Some(raw) => raw,
         None => {
             let bytes = session.small_blob(&layout.config.digest, registry::MAX_CONFIG).await?;
@@ -231,7 +236,7 @@ async fn fetch_layers(
         let mut sizes = Vec::new();
         let mut parent = None;
         for job in jobs {
-            if inner.store.layers.get(&job.chain).is_some() {
+            if inner.store.layers.is_whole(&job.chain) {
                 parent = None;
                 continue;
             }

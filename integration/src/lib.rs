@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod configs;
 pub mod conformance;
 pub mod cri;
+pub mod crowd;
 pub mod daemon;
 pub mod footprint;
 pub mod fuse;

@@ -138,6 +138,15 @@ impl Rig {
         self.daemon = again.unwrap_or_else(|error| panic!("{error}"));
     }
 
+    /// Starts the daemon again, which the test has ended.
+    ///
+    /// # Panics
+    /// When it does not come back.
+    pub async fn restart_stopped(&mut self) {
+        let again = Daemon::start(&self.machine, &self.places).await;
+        self.daemon = again.unwrap_or_else(|error| panic!("{error}"));
+    }
+
     /// Ends everything in the machine at once, as a loss of power does, and boots it anew: namespaces, links,
     /// rules and mounts are gone, and the run directory's content too where it is `lost`. Answers how long
     /// the daemon took to come back.

@@ -1,4 +1,4 @@
-//! `podhold image pull|ls|rm`, on a state directory that no daemon is using.
+//! `podhold image pull|ls|rm|verify`, on a state directory that no daemon is using.
 
 use std::{io::IsTerminal, sync::Arc};
 
@@ -6,7 +6,7 @@ use clap::Subcommand;
 use podhold_image::Progress;
 use tokio::sync::watch;
 
-use super::{Failure, Settings};
+use super::{Failure, Settings, verify};
 use crate::runtime::Runtime;
 
 #[derive(Debug, clap::Args)]
@@ -31,6 +31,8 @@ enum Action {
         /// Its reference or id
         reference: String,
     },
+    /// Compare the layers of images with what was unpacked
+    Verify(verify::Arguments),
 }
 
 pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
@@ -48,6 +50,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
                 println!("{}", image.id);
             }
             Action::Ls => list(&runtime),
+            Action::Verify(arguments) => verify::run(&runtime, arguments).await?,
             Action::Rm { reference } => {
                 if runtime.images().find(reference).is_none() {
                     return Err(Failure(format!("image {reference:?} is not known")));

@@ -6,6 +6,7 @@ mod look_up;
 mod run;
 mod serve;
 mod threads;
+mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -108,7 +108,7 @@ impl Overlay {
                 }
             };
             whole &= layers_of.iter().all(|chain| layers.get(chain).is_some());
-            let lease = layers.lease(layers_of.clone());
+            let lease = layers.lease_mounted(layers_of.clone());
             held.insert(key, Held { layers: layers_of, _lease: lease });
         }
         if whole {
@@ -144,7 +144,7 @@ impl Overlay {
 
     /// Makes the directories of a new snapshot, and holds its layers.
     fn make(&self, key: &str, image: &Image, ids: Option<&IdMap>) -> Result<(), SnapshotError> {
-        let lease = self.layers.lease(image.layers.clone());
+        let lease = self.layers.lease_mounted(image.layers.clone());
         let lowers = self.lowers(key, &image.id, &image.layers)?;
         // A name no key can have, so that a half-made snapshot is known for one.
         let temporary = self.dir.join(format!(".{}", self.next.fetch_add(1, Ordering::Relaxed)));

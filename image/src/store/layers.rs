@@ -1,17 +1,22 @@
 //! Unpacked layers: one directory each, found by chain id, kept while somebody holds them.
 //!
 //! ```text
-//! ingest/N/{fs,layer.json}   being made; thrown away at start
-//! layers/N/{fs,layer.json}   complete: synced before the rename that put it here
-//! trash/M                    being deleted
+//! ingest/N/{fs,tree,layer.json}   being made; thrown away at start
+//! layers/N/{fs,tree,layer.json}   complete: synced before the rename that put it here
+//! trash/M                         being deleted
 //! ```
+//! `tree` says what is in `fs` (see [`super::tree`]).
+//!
 //! Numbers are never used twice while the process lives, so a layer being deleted and the same layer
 //! pulled anew cannot meet.
+//!
+//! A layer whose content was found wrong (*suspect*) stays in use until a new pull has made it again. Then the one
+//! of the higher number counts; the other stays where it is while a snapshot may have it mounted.
 //!
 //! Invariant: a layer in the index is complete, and is not deleted while a [`Lease`] names it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     os::{
         fd::OwnedFd,
@@ -30,6 +35,7 @@ use super::{
     Usage, record,
     sync::{GroupSync, Writing},
     trash::Trash,
+    tree,
 };
 use crate::{
     digest::{ChainId, Digest},
@@ -50,12 +56,30 @@ pub(crate) struct LayerRecord {
     inodes: u64,
     /// Whether the layer says how the root directory looks.
     pub(crate) root_entry: bool,
+    /// The hash of the file `tree`; missing in layers of an earlier build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tree: Option<String>,
 }
 
 impl LayerRecord {
     pub(crate) fn new(chain: ChainId, diff_id: Digest, blob: (Digest, u64), unpacked: &Unpacked) -> Self {
         let Unpacked { bytes, inodes, root_entry, .. } = *unpacked;
-        Self { version: 1, chain, diff_id, digest: blob.0, size: blob.1, bytes, inodes, root_entry }
+        Self {
+            version: 1,
+            chain,
+            diff_id,
+            digest: blob.0,
+            size: blob.1,
+            bytes,
+            inodes,
+            root_entry,
+            tree: None,
+        }
+    }
+
+    /// The digest of the blob it came in.
+    pub(crate) fn blob(&self) -> &Digest {
+        &self.digest
     }
 
     fn checked(self) -> Result<Self, String> {
@@ -85,6 +109,13 @@ pub(crate) struct Layers {
 struct Index {
     layers: HashMap<ChainId, Layer>,
     holders: HashMap<ChainId, usize>,
+    /// Of the holders those that may have it mounted.
+    mounted: HashMap<ChainId, usize>,
+    /// Layers that nobody holds.
+    idle: HashSet<ChainId>,
+    suspect: HashSet<ChainId>,
+    /// Layers that another directory has taken the place of.
+    replaced: Vec<(ChainId, PathBuf)>,
     usage: Usage,
 }
 
@@ -92,20 +123,33 @@ struct Index {
 pub(crate) struct Lease {
     layers: Arc<Layers>,
     chain: Vec<ChainId>,
+    mounted: bool,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut index = self.layers.index();
+        let index = &mut *index;
         for chain in &self.chain {
-            if let Some(count) = index.holders.get_mut(chain) {
-                *count -= 1;
-                if *count == 0 {
-                    index.holders.remove(chain);
-                }
+            if self.mounted {
+                let_go(&mut index.mounted, chain);
+            }
+            if let_go(&mut index.holders, chain) && index.layers.contains_key(chain) {
+                index.idle.insert(chain.clone());
             }
         }
     }
+}
+
+/// Counts one holder less; whether that was the last.
+fn let_go(holders: &mut HashMap<ChainId, usize>, chain: &ChainId) -> bool {
+    let Some(count) = holders.get_mut(chain) else { return false };
+    *count -= 1;
+    let last = *count == 0;
+    if last {
+        holders.remove(chain);
+    }
+    last
 }
 
 impl Layers {
@@ -127,8 +171,14 @@ impl Layers {
                 .take_if_writable(&path)
                 .map_err(ImageError::io(format!("throw away {}", path.display())))?;
         }
-        for path in record::children(&layers)? {
+        let numbered = |path: PathBuf| {
             let number = path.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
+            (number, path)
+        };
+        let mut children: Vec<_> = record::children(&layers)?.into_iter().map(numbered).collect();
+        // Of two directories of one layer the later was made because the earlier was wrong.
+        children.sort_unstable_by(|left, right| right.cmp(left));
+        for (number, path) in children {
             let read = record::check_directory(&path)
                 .and_then(|()| record::read::<LayerRecord>(&path.join("layer.json")))
                 .and_then(LayerRecord::checked);
@@ -137,8 +187,9 @@ impl Layers {
                     highest = highest.max(number);
                     index.insert(Layer { fs: path.join("fs"), record });
                 }
+                (Some(_), Ok(record)) => index.replaced.push((record.chain, path)),
                 (_, read) => {
-                    let reason = read.err().unwrap_or_else(|| "the same layer is there twice".to_owned());
+                    let reason = read.err().unwrap_or_else(|| "its name is not a number".to_owned());
                     highest = highest.max(number.unwrap_or(0));
                     unreadable.push(path.clone());
                     damaged.push((path, format!("layer not used: {reason}; pull its images again")));
@@ -155,6 +206,7 @@ impl Layers {
     /// Throws away the layers whose records could not be read. Not while there is a snapshot that misses
     /// one of its layers: it may be that one.
     pub(crate) fn discard_unreadable(&self) -> Result<(), ImageError> {
+        self.discard_replaced()?;
         for path in &self.unreadable {
             self.trash.take(path).map_err(ImageError::io(format!("throw away {}", path.display())))?;
         }
@@ -179,14 +231,42 @@ impl Layers {
         self.index().layers.get(chain).cloned()
     }
 
+    /// Whether a layer is here and not suspect: a pull need not make it.
+    pub(crate) fn is_whole(&self, chain: &ChainId) -> bool {
+        let index = self.index();
+        index.layers.contains_key(chain) && !index.suspect.contains(chain)
+    }
+
+    /// Has the next pull make a layer anew, or not, which is here and held.
+    pub(crate) fn suspect(&self, chain: &ChainId, suspect: bool) {
+        let mut index = self.index();
+        match suspect {
+            true => index.suspect.insert(chain.clone()),
+            false => index.suspect.remove(chain),
+        };
+    }
+
     /// Keeps layers until the lease is dropped; they need not be there yet.
     pub(crate) fn lease(self: &Arc<Self>, chain: Vec<ChainId>) -> Lease {
+        self.hold(chain, false)
+    }
+
+    /// The same for layers that may be mounted meanwhile.
+    pub(crate) fn lease_mounted(self: &Arc<Self>, chain: Vec<ChainId>) -> Lease {
+        self.hold(chain, true)
+    }
+
+    fn hold(self: &Arc<Self>, chain: Vec<ChainId>, mounted: bool) -> Lease {
         let mut index = self.index();
         for id in &chain {
             *index.holders.entry(id.clone()).or_default() += 1;
+            if mounted {
+                *index.mounted.entry(id.clone()).or_default() += 1;
+            }
+            index.idle.remove(id);
         }
         drop(index);
-        Lease { layers: Arc::clone(self), chain }
+        Lease { layers: Arc::clone(self), chain, mounted }
     }
 
     /// Starts a new layer. Blocks.
@@ -209,17 +289,45 @@ impl Layers {
     /// Deletes every layer that nobody holds. Blocks.
     pub(crate) fn collect(&self) -> Result<(), ImageError> {
         let mut index = self.index();
-        let unused: Vec<ChainId> =
-            index.layers.keys().filter(|chain| !index.holders.contains_key(*chain)).cloned().collect();
-        let removed: Vec<Layer> = unused.iter().filter_map(|chain| index.remove(chain)).collect();
+        let idle = std::mem::take(&mut index.idle);
+        let removed: Vec<Layer> = idle.iter().filter_map(|chain| index.remove(chain)).collect();
         drop(index);
-        let mut first_error = Ok(());
-        for layer in removed {
-            let path = layer.fs.parent().unwrap_or(&layer.fs);
+        for layer in &removed {
             tracing::debug!(chain = %layer.record.chain, "layer deleted");
-            let deleted =
-                self.trash.discard(path).map_err(ImageError::io(format!("delete {}", path.display())));
-            first_error = first_error.and(deleted);
+        }
+        let deleted = self.delete(removed.iter().map(|layer| layer.fs.parent().unwrap_or(&layer.fs)));
+        deleted.and(self.discard_replaced())
+    }
+
+    /// Deletes layers that others have taken the place of, except where a snapshot may have them mounted.
+    fn discard_replaced(&self) -> Result<(), ImageError> {
+        let mut index = self.index();
+        let replaced = std::mem::take(&mut index.replaced);
+        let (kept, free) = replaced.into_iter().partition(|(chain, _)| index.mounted.contains_key(chain));
+        index.replaced = kept;
+        drop(index);
+        let free: Vec<(ChainId, PathBuf)> = free;
+        self.delete(free.iter().map(|(_, path)| path.as_path()))
+    }
+
+    /// Deletes directories: out of sight for good first, so that after a power loss none is there in part.
+    fn delete<'a>(&self, paths: impl Iterator<Item = &'a Path>) -> Result<(), ImageError> {
+        let (mut taken, mut first_error) = (Vec::new(), Ok(()));
+        for path in paths {
+            let failed = ImageError::io(format!("delete {}", path.display()));
+            match self.trash.take(path) {
+                Ok(place) => taken.extend(place),
+                Err(error) => first_error = first_error.and(Err(failed(error))),
+            }
+        }
+        if taken.is_empty() {
+            return first_error;
+        }
+        let gone = record::sync_directory(&self.dir);
+        gone.map_err(ImageError::io(format!("sync {}", self.dir.display())))?;
+        for place in taken {
+            let failed = ImageError::io(format!("delete {}", place.display()));
+            first_error = first_error.and(self.trash.delete(place).map_err(failed));
         }
         first_error
     }
@@ -229,11 +337,16 @@ impl Index {
     fn insert(&mut self, layer: Layer) {
         self.usage.bytes += layer.record.bytes;
         self.usage.inodes += layer.record.inodes;
+        if !self.holders.contains_key(&layer.record.chain) {
+            self.idle.insert(layer.record.chain.clone());
+        }
         self.layers.insert(layer.record.chain.clone(), layer);
     }
 
     fn remove(&mut self, chain: &ChainId) -> Option<Layer> {
         let layer = self.layers.remove(chain)?;
+        self.idle.remove(chain);
+        self.suspect.remove(chain);
         self.usage.bytes -= layer.record.bytes;
         self.usage.inodes -= layer.record.inodes;
         Some(layer)
@@ -271,7 +384,7 @@ impl Ingest {
     /// system, together with the other layers that are ready. Nothing is written to it after. Blocks.
     pub(crate) fn seal(
         self,
-        record: LayerRecord,
+        mut record: LayerRecord,
         unpacked: &Unpacked,
         lowers: &[ChainId],
     ) -> Result<Sealed, ImageError> {
@@ -284,6 +397,8 @@ impl Ingest {
                 ImageError::io(format!("complete the directories of {}", path.display()))(errno.into())
             })?;
         }
+        let noted = tree::write(&self.root()?, &unpacked.contents, &path.join("tree"));
+        record.tree = Some(noted.map_err(ImageError::io(format!("note the tree of {}", path.display())))?);
         let name = path.join("layer.json");
         let json = serde_json::to_vec(&record)
             .map_err(|error| ImageError::io("write a layer record")(error.into()))?;
@@ -313,10 +428,17 @@ impl Sealed {
         moved.map_err(ImageError::io(format!("move {} to {}", path.display(), place.display())))?;
         ingest.path = None;
         let mut index = layers.index();
+        if index.suspect.contains(&record.chain)
+            && let Some(wrong) = index.remove(&record.chain)
+        {
+            let path = wrong.fs.parent().unwrap_or(&wrong.fs).to_owned();
+            index.replaced.push((record.chain.clone(), path));
+        }
         if !index.layers.contains_key(&record.chain) {
             index.insert(Layer { fs: place.join("fs"), record });
         }
-        Ok(())
+        drop(index);
+        layers.discard_replaced()
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) mod layers;
 pub(crate) mod record;
 mod sync;
 pub(crate) mod trash;
+pub(crate) mod tree;
 
 use std::{
     collections::HashMap,
@@ -31,7 +32,7 @@ use self::{
 };
 use crate::{
     digest::{ChainId, Digest},
-    error::ImageError,
+    error::{ErrorKind, ImageError},
     manifest,
     reference::Reference,
 };
@@ -115,13 +116,48 @@ struct State {
     images: HashMap<String, Entry>,
     /// Tags and names by digest, to ids.
     names: HashMap<String, String>,
+    /// Digests of indexes and manifests, to ids.
+    manifests: HashMap<Digest, String>,
     stamp: u64,
 }
 
+/// The configuration as it was is on disk alone.
 struct Entry {
     record: ImageRecord,
     image: Arc<Image>,
     _lease: Lease,
+}
+
+impl State {
+    /// Makes an image visible; answers its earlier entry.
+    fn insert(&mut self, entry: Entry) -> Option<Entry> {
+        let id = entry.image.id.clone();
+        let earlier = self.remove(&id);
+        for name in entry.image.tags.iter().chain(&entry.image.digests) {
+            self.names.insert(name.clone(), id.clone());
+        }
+        for digest in &entry.record.manifests {
+            self.manifests.insert(digest.clone(), id.clone());
+        }
+        self.images.insert(id, entry);
+        earlier
+    }
+
+    fn remove(&mut self, id: &str) -> Option<Entry> {
+        let entry = self.images.remove(id)?;
+        // A tag may be another's by now.
+        for name in entry.image.tags.iter().chain(&entry.image.digests) {
+            if self.names.get(name).is_some_and(|holder| holder == id) {
+                self.names.remove(name);
+            }
+        }
+        for digest in &entry.record.manifests {
+            if self.manifests.get(digest).is_some_and(|holder| holder == id) {
+                self.manifests.remove(digest);
+            }
+        }
+        Some(entry)
+    }
 }
 
 impl Store {
@@ -133,6 +169,7 @@ impl Store {
         };
         make(dir)?;
         let lock = lock(dir)?;
+        let new = !dir.join("images").exists();
         for name in ["", "images", "layers", "ingest", "trash", "snapshots", "empty"] {
             let path = dir.join(name);
             make(&path)?;
@@ -140,6 +177,13 @@ impl Store {
                 let source = std::io::Error::new(std::io::ErrorKind::PermissionDenied, reason);
                 ImageError::io(format!("use {}", path.display()))(source)
             })?;
+        }
+        if new {
+            // What is put into them is synced together with them alone.
+            for path in [dir, dir.parent().unwrap_or(dir)] {
+                let synced = record::sync_directory(path);
+                synced.map_err(ImageError::io(format!("sync {}", path.display())))?;
+            }
         }
         let trash =
             Trash::new(dir.join("trash")).map_err(ImageError::io(format!("list {}/trash", dir.display())))?;
@@ -217,7 +261,7 @@ impl Store {
     }
 
     /// Makes a record visible, in place of the image's earlier one.
-    fn publish(&self, record: ImageRecord) -> Result<Arc<Image>, String> {
+    fn publish(&self, mut record: ImageRecord) -> Result<Arc<Image>, String> {
         let config = manifest::configuration(record.config.as_bytes())?.parsed;
         let tags: Vec<String> = record.tags.iter().map(|tag| tag.name.clone()).collect();
         let pinned = tags.iter().chain(&record.digests).any(|name| self.pinned.contains(name));
@@ -231,14 +275,9 @@ impl Store {
             pinned,
         });
         let lease = self.layers.lease(record.layers.clone());
-        let mut state = self.state();
-        state.names.retain(|_, id| *id != image.id);
-        for name in image.tags.iter().chain(&image.digests) {
-            state.names.insert(name.clone(), image.id.clone());
-        }
+        record.config = String::new();
         let entry = Entry { record, image: Arc::clone(&image), _lease: lease };
-        let earlier = state.images.insert(image.id.clone(), entry);
-        drop(state);
+        let earlier = self.state().insert(entry);
         drop(earlier);
         Ok(image)
     }
@@ -289,27 +328,46 @@ impl Store {
         let same = unchanged.is_some_and(|old| {
             (&old.tags, &old.digests, &old.manifests) == (&record.tags, &record.digests, &record.manifests)
         });
-        if !same {
-            record::write(&self.path(&record.id), &record)?;
+        if let Some(image) = self.state().images.get(record.id.as_str()).filter(|_| same) {
+            return Ok(Arc::clone(&image.image));
         }
+        self.complete(&mut record)
+            .map_err(|reason| ImageError::image(&new.reference, ErrorKind::Unavailable, reason))?;
+        record::write(&self.path(&record.id), &record)?;
         if let Some(mut loser) = loser {
             loser.tags.retain(|held| Some(&held.name) != tag.as_ref());
+            self.complete(&mut loser).map_err(internal)?;
             record::write(&self.path(&loser.id), &loser)?;
             self.publish(loser).map_err(internal)?;
         }
         self.publish(record).map_err(internal)
     }
 
-    /// The image of a manifest or index that was pulled before, with its configuration as it was.
-    pub(crate) fn known(&self, manifest: &Digest) -> Option<(Arc<Image>, String)> {
-        let state = self.state();
-        let entry = state.images.values().find(|entry| entry.record.manifests.contains(manifest))?;
-        Some((Arc::clone(&entry.image), entry.record.config.clone()))
+    /// Gives a record that is in memory its configuration again. Blocks.
+    fn complete(&self, record: &mut ImageRecord) -> Result<(), String> {
+        if record.config.is_empty() {
+            record.config = self.config(&record.id).ok_or_else(|| {
+                let id = &record.id;
+                format!("{id} was removed meanwhile, or its record is damaged; remove it and pull it again")
+            })?;
+        }
+        Ok(())
     }
 
-    /// The configuration of an image that is here.
+    /// The image of a manifest or index that was pulled before, if all its layers are whole.
+    pub(crate) fn known(&self, manifest: &Digest) -> Option<Arc<Image>> {
+        let state = self.state();
+        let image = &state.images.get(state.manifests.get(manifest)?)?.image;
+        image.layers.iter().all(|chain| self.layers.is_whole(chain)).then(|| Arc::clone(image))
+    }
+
+    /// The configuration of an image that is here, as it was pulled. Blocks.
     pub(crate) fn config(&self, id: &Digest) -> Option<String> {
-        self.state().images.get(id.as_str()).map(|entry| entry.record.config.clone())
+        if !self.state().images.contains_key(id.as_str()) {
+            return None;
+        }
+        let config = record::read::<ImageRecord>(&self.path(id)).ok()?.config;
+        id.matches(config.as_bytes()).then_some(config)
     }
 
     /// Finds an image by tag, digest, id or the unique beginning (4 digits or more) of an id.
@@ -346,10 +404,7 @@ impl Store {
         if let Some(id) = id {
             record::delete(&self.path(&id))?;
         }
-        let mut state = self.state();
-        state.names.retain(|_, id| *id != image.id);
-        let removed = state.images.remove(&image.id);
-        drop(state);
+        let removed = self.state().remove(&image.id);
         drop(removed);
         drop(writer);
         self.layers.collect()

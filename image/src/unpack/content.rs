@@ -10,6 +10,7 @@ use std::{
 
 use rustix::io::Errno;
 use tar::{Entry, EntryType};
+use twox_hash::XxHash3_128;
 
 use super::{
     Wanted,
@@ -49,18 +50,18 @@ impl Content {
     }
 
     /// Copies an admitted entry's content. In sparse files blocks of zeros become holes. Returns the bytes
-    /// written.
+    /// written, and the hash of the whole content.
     pub(super) fn copy<R: Read>(
         &mut self,
         entry: &mut Entry<'_, R>,
         file: &mut File,
-    ) -> Result<u64, Refusal> {
+    ) -> Result<(u64, u128), Refusal> {
         let kernel = |error: std::io::Error| {
             Refusal::Kernel("write it", Errno::from_io_error(&error).unwrap_or(Errno::IO))
         };
         let sparse = entry.header().entry_type() == EntryType::GNUSparse;
         let promised = entry.size();
-        let (mut seen, mut written) = (0, 0);
+        let (mut seen, mut written, mut hash) = (0, 0, XxHash3_128::new());
         loop {
             // A hole brings no bytes over the network, so the end of the download is not noticed in it.
             if !self.wanted.still() {
@@ -71,6 +72,7 @@ impl Content {
                 break;
             }
             seen += got as u64;
+            hash.write(&self.buffer[..got]);
             if sparse && self.buffer[..got] == ZEROS[..got] {
                 file.seek(SeekFrom::Current(got as i64)).map_err(kernel)?;
             } else {
@@ -84,6 +86,6 @@ impl Content {
         if sparse {
             rustix::fs::ftruncate(&*file, seen).map_err(step("set its size"))?;
         }
-        Ok(written)
+        Ok((written, hash.finish_128()))
     }
 }

@@ -29,7 +29,7 @@ use super::{
     refusal::{Refusal, damaged, step},
     stream::Archive,
 };
-use crate::error::UnpackError;
+use crate::{error::UnpackError, store::tree::Contents};
 
 /// What file systems round sizes up to.
 const BLOCK: u64 = 4096;
@@ -50,6 +50,7 @@ pub(super) fn extract(
         inodes: 1,
         umask: current_umask(),
         content: Content::new(limits.bytes, wanted.clone()),
+        contents: Contents::default(),
     };
     let mut tar = tar::Archive::new(archive);
     let mut entries = tar.entries().map_err(damaged)?;
@@ -92,6 +93,7 @@ struct Extractor {
     inodes: u64,
     umask: u32,
     content: Content,
+    contents: Contents,
 }
 
 impl Extractor {
@@ -221,7 +223,10 @@ impl Extractor {
         let os_name = OsStr::from_bytes(name);
         let fd = create(parent, name, || rustix::fs::openat(parent, os_name, flags, plain_mode))?;
         let mut file = std::fs::File::from(fd);
-        let written = self.content.copy(entry, &mut file)?;
+        let (written, hash) = self.content.copy(entry, &mut file)?;
+        if entry.size() > 0 {
+            self.contents.note(rustix::fs::fstat(&file).map_err(step("look at it"))?.st_ino, hash);
+        }
         if attributes.uid != 0 || attributes.gid != 0 {
             let owner = (Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)));
             rustix::fs::fchown(&file, owner.0, owner.1).map_err(step("set its owner"))?;
@@ -317,7 +322,7 @@ impl Extractor {
             set().map_err(|errno| Refusal::Kernel("set the mode", errno).at(b"/"))?;
         }
         let (bytes, inodes) = (self.bytes + made * BLOCK, self.inodes + made);
-        Ok(Unpacked { bytes, inodes, root_entry, implicit })
+        Ok(Unpacked { bytes, inodes, root_entry, implicit, contents: self.contents.sorted() })
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) use inherit::inherit_directories;
 pub(crate) use stream::Piece;
 use tokio::sync::mpsc::Receiver;
 
-use crate::{digest::Digest, error::UnpackError};
+use crate::{digest::Digest, error::UnpackError, store::tree::Contents};
 
 /// Bounds on one unpacked layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +94,8 @@ pub(crate) struct Unpacked {
     pub(crate) root_entry: bool,
     /// Directories the archive leaves out although it has entries in them, parents first.
     pub(crate) implicit: Vec<Vec<u8>>,
+    /// Hashes of its files' contents.
+    pub(crate) contents: Contents,
 }
 
 /// Unpacks the layer that arrives on `pieces` into the empty directory `root`. Blocks.

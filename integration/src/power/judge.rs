@@ -10,7 +10,8 @@ use podhold_proto::cri::StatusRequest;
 use serde_json::Value;
 
 use super::{
-    stage::{Booted, Effect, IMAGES, Stage, Step, until},
+    life::{Effect, Step},
+    stage::{Booted, IMAGES, Stage, until},
     tree::{self, Tree},
 };
 
@@ -49,7 +50,10 @@ pub async fn truth(stage: &mut Stage) -> Truth {
     for image in IMAGES {
         booted.daemon.cri.pull(image).await.expect("pull");
     }
-    let truth = layers(stage).into_iter().map(|(chain, tree)| (chain, tree.expect("read a layer"))).collect();
+    let truth = layers(stage)
+        .into_iter()
+        .map(|(chain, place)| (chain, tree::read(&place).expect("read a layer")))
+        .collect();
     stage.halt(booted).await;
     truth
 }
@@ -74,16 +78,16 @@ pub async fn judge(
             return verdict;
         }
     };
-    verdict.wrong.extend(wrong_layers(stage, truth));
+    let mut right = BTreeSet::new();
+    verdict.wrong.extend(wrong_layers(stage, truth, &mut right));
     let present = names(&booted).await;
     verdict.images = present.len();
     verdict.wrong.extend(incomplete(stage, &present));
     verdict.untrue.extend(untrue(&present, steps, moment));
     let damage = damaged(&booted).await;
     heal(&booted, &mut verdict).await;
-    verdict
-        .stays
-        .extend(wrong_layers(stage, truth).into_iter().map(|what| format!("after a new pull: {what}")));
+    let wrong = wrong_layers(stage, truth, &mut right);
+    verdict.stays.extend(wrong.into_iter().map(|what| format!("after a new pull: {what}")));
     verdict.stays.extend(left(stage).await);
     stage.halt(booted).await;
     if !damage.is_empty() {
@@ -110,27 +114,36 @@ async fn read_back(stage: &mut Stage) -> Vec<String> {
     }
 }
 
-/// All layers that claim to be complete.
-fn layers(stage: &Stage) -> Vec<(String, Result<Tree, String>)> {
+/// All layers that claim to be complete: chain id and place.
+fn layers(stage: &Stage) -> Vec<(String, PathBuf)> {
     let place = stage.state_on_the_host().join("images/layers");
     let entries = fs::read_dir(place).into_iter().flatten().flatten();
     let read = |path: PathBuf| {
         let record: Value = serde_json::from_slice(&fs::read(path.join("layer.json")).ok()?).ok()?;
-        let chain = record["chain"].as_str()?.to_owned();
-        Some((chain, tree::read(&path.join("fs")).map_err(|error| error.to_string())))
+        Some((record["chain"].as_str()?.to_owned(), path.join("fs")))
     };
     entries.filter_map(|entry| read(entry.path())).collect()
 }
 
-fn wrong_layers(stage: &Stage, truth: &Truth) -> Vec<String> {
+/// Layers that are not as they should be; those in `right` have been looked at before.
+fn wrong_layers(stage: &Stage, truth: &Truth, right: &mut BTreeSet<PathBuf>) -> Vec<String> {
     let mut wrong = Vec::new();
-    for (chain, tree) in layers(stage) {
-        let differences = match (tree, truth.get(&chain)) {
+    for (chain, place) in layers(stage) {
+        if right.contains(&place) {
+            continue;
+        }
+        let differences = match (tree::read(&place), truth.get(&chain)) {
             (Ok(tree), Some(truth)) => tree::differences(&tree, truth),
             (Ok(_), None) => vec!["no image has it".to_owned()],
-            (Err(error), _) => vec![error],
+            (Err(error), _) => vec![error.to_string()],
         };
-        if !differences.is_empty() {
+        // The daemon deletes meanwhile what belongs to no image; it takes that away as a whole first.
+        let gone = !place.exists();
+        if differences.is_empty() {
+            right.insert(place);
+        } else if gone {
+            continue;
+        } else {
             let count = differences.len();
             wrong.push(format!("layer {chain}: {count} differences: {:?}", &differences[..count.min(3)]));
         }
@@ -214,9 +227,10 @@ async fn left(stage: &Stage) -> Vec<String> {
     let state = stage.state_on_the_host();
     let look = || {
         let places =
-            ["pods", "images/snapshots", "images/trash", "images/ingest"].map(|name| state.join(name));
+            ["pods", "cni", "images/snapshots", "images/trash", "images/ingest"].map(|name| state.join(name));
         let entries = places.iter().flat_map(|place| fs::read_dir(place).into_iter().flatten().flatten());
-        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+        // The lock of the network's garbage collection is there for good.
+        entries.map(|entry| entry.path()).filter(|path| !path.ends_with("GC.lock")).collect::<Vec<_>>()
     };
     let mut found = look();
     // It is deleted in the background.

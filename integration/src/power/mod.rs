@@ -10,6 +10,7 @@
 
 pub mod device;
 pub mod judge;
+pub mod life;
 pub mod recording;
 pub mod stage;
 pub mod table;

@@ -1,7 +1,7 @@
 //! What happened to a disk, in order, and the disks that a power cut at some moment of it may leave. No mounts.
 //!
 //! Invariant: a disk made here has everything that was written before the last flush before the moment, and of
-//! each later sector either what it had then or what some later write made of it.
+//! each later sector either what it had then or what some later write made of it. The first block is whole.
 
 use std::{
     fs::{self, File},
@@ -16,6 +16,9 @@ use crate::kills::Dice;
 pub(super) const FLUSH: u64 = u64::MAX;
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR: usize = 512;
+/// Where ext4's superblock ends, which is longer than a sector. It is written in place and has a checksum: no ext4
+/// survives half of one without fsck, whoever uses it.
+const SUPERBLOCK: usize = 4096;
 /// In so many bytes at once a disk is written to a file.
 const PIECE: usize = 64 << 10;
 
@@ -99,7 +102,7 @@ impl Recording {
         let kept_of_100 = *dice.one(&[0, 10, 50, 90, 100]);
         for event in &events[safe..] {
             let Event::Write { offset, data } = event else { continue };
-            let torn = dice.below(8) == 0;
+            let torn = *offset >= SUPERBLOCK && dice.below(8) == 0;
             let keep = dice.below(100) < kept_of_100;
             for (number, sector) in data.chunks(SECTOR).enumerate() {
                 if if torn { dice.below(2) == 0 } else { keep } {
@@ -136,12 +139,13 @@ mod tests {
 
     #[test]
     fn what_was_flushed_stays_and_the_rest_may_be_torn() {
-        let events = vec![write(0, 1), Event::Flush, write(0, 2), write(2 * SECTOR, 3)];
-        let recording = Recording { base: vec![0; 4 * SECTOR], events, ends: Vec::new() };
+        let at = SUPERBLOCK;
+        let events = vec![write(at, 1), Event::Flush, write(at, 2), write(at + 2 * SECTOR, 3)];
+        let recording = Recording { base: vec![0; at + 4 * SECTOR], events, ends: Vec::new() };
         let mut seen = std::collections::BTreeSet::new();
         for seed in 0..400 {
             let disk = recording.cut(4, &mut Dice::new(Some(seed)));
-            let sectors: Vec<u8> = disk.chunks(SECTOR).map(|sector| sector[0]).collect();
+            let sectors: Vec<u8> = disk[at..].chunks(SECTOR).map(|sector| sector[0]).collect();
             assert!(disk.chunks(SECTOR).all(|sector| sector.iter().all(|byte| *byte == sector[0])));
             assert!(sectors[..2].iter().all(|byte| [1, 2].contains(byte)), "{sectors:?}");
             assert!(sectors[2..].iter().all(|byte| [0, 3].contains(byte)), "{sectors:?}");
@@ -149,8 +153,12 @@ mod tests {
         }
         assert_eq!(seen.len(), 16, "every mixture of sectors comes about");
         for seed in 0..50 {
-            assert_eq!(recording.cut(2, &mut Dice::new(Some(seed)))[0], 1);
-            assert_eq!(recording.cut(2, &mut Dice::new(Some(seed)))[2 * SECTOR], 0, "that is yet to come");
+            assert_eq!(recording.cut(2, &mut Dice::new(Some(seed)))[at], 1);
+            assert_eq!(
+                recording.cut(2, &mut Dice::new(Some(seed)))[at + 2 * SECTOR],
+                0,
+                "that is yet to come"
+            );
         }
     }
 

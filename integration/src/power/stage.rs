@@ -1,24 +1,19 @@
-//! A machine with a disk of its own for the daemon's state, and one life of the daemon on it, recorded.
-//!
-//! Each life begins on an empty file system: the first start, pulls, a pod with containers, removals. Meanwhile
-//! the disk is as busy as a node's: files are written back at random moments, as the kernel does when it likes,
-//! and somebody else syncs a file of his, which commits the journal for all.
+//! A machine with a registry, and a disk of its own for the daemon's state: one that is recorded, or one that a
+//! power cut has left.
 
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
-use podhold_proto::cri::NamespaceMode;
 use tokio::time::{Instant, interval};
 
 use super::recording::{Recording, write_disk};
 use crate::{
     cgroup,
-    configs::{self, Parts},
     daemon::{self, Daemon, Places},
-    kills::Dice,
     machine::Machine,
     programs,
     rig::{self, BUSYBOX, PROBE, REGISTRY},
@@ -35,38 +30,8 @@ const SIZE: u64 = 96 << 20;
 /// How long anything of ours may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a step does to an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
-    /// It is there afterwards.
-    Brings(&'static str),
-    /// It is gone afterwards.
-    Removes(&'static str),
-    /// Nothing.
-    None,
-}
-
-/// A step of a recorded life.
-#[derive(Debug, Clone, Copy)]
-pub struct Step {
-    /// The verb.
-    pub name: &'static str,
-    /// What it does to an image.
-    pub effect: Effect,
-    /// Events before it was asked for.
-    pub begun: usize,
-    /// Events when it was answered.
-    pub ended: usize,
-}
-
-/// A life of the daemon.
-#[derive(Debug)]
-pub struct Life {
-    /// What happened to its disk.
-    pub recording: Recording,
-    /// What was asked of it.
-    pub steps: Vec<Step>,
-}
+/// Numbers of cgroups; those of rigs are smaller.
+static NEXT: AtomicU32 = AtomicU32::new(1000);
 
 /// A machine with a registry, and room for a disk.
 #[derive(Debug)]
@@ -92,7 +57,7 @@ impl Stage {
     /// # Panics
     /// When something does not start: there is nothing to test then.
     pub async fn start() -> Self {
-        let cgroup = format!("podhold-it-power-{}", std::process::id());
+        let cgroup = format!("podhold-it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         store::directory().await.expect("build the test images");
         let mut machine = Machine::start().await.expect("start a machine");
         // So that it has a boot id of its own.
@@ -113,7 +78,7 @@ impl Stage {
     }
 
     /// Where the disk is mounted.
-    fn disk(&self) -> PathBuf {
+    pub(super) fn disk(&self) -> PathBuf {
         self.machine.directory().join("disk")
     }
 
@@ -127,11 +92,11 @@ impl Stage {
         self.on_the_host(&self.state())
     }
 
-    fn on_the_host(&self, path: &Path) -> PathBuf {
+    pub(super) fn on_the_host(&self, path: &Path) -> PathBuf {
         self.machine.root().join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.machine.directory().join(name)
     }
 
@@ -144,114 +109,67 @@ impl Stage {
         self.machine.run_well(words.iter().chain(&tail).copied()).await.expect("make a file system");
     }
 
-    /// Runs one life of the daemon on an empty disk. `options` are mount options; the system calls `without` do
-    /// nothing in the daemon.
+    /// Records what `work` does in an empty file system, whose directory on the host it is given. What the file
+    /// system itself writes when it is unmounted is not part of it.
     ///
     /// # Panics
-    /// When anything fails: no disk has failed yet.
-    pub async fn live(&mut self, options: &str, without: &[String], dice: &mut Dice) -> Life {
-        let (empty, disk, record, place) =
-            (self.file("empty"), self.file("recorded"), self.file("record"), self.file("device"));
-        fs::copy(&empty, &disk).expect("copy the empty disk");
-        let _ = fs::remove_file(&record);
+    /// When anything fails.
+    pub async fn record_work(&self, options: &str, work: impl FnOnce(&Path)) -> Recording {
+        let device = self.begin_recording(options).await;
+        work(&self.on_the_host(&self.disk()));
+        let end = position(&self.file("record"));
+        self.unmount().await;
+        let mut recording = self.end_recording(device).await;
+        recording.events.truncate(recording.events_within(end));
+        recording
+    }
+
+    /// Mounts a disk and has `work` look at it; the directory is on the host.
+    ///
+    /// # Panics
+    /// When it cannot be mounted.
+    pub async fn look<T>(&self, disk: &[u8], work: impl FnOnce(&Path) -> T) -> T {
+        let path = self.file("cut");
+        write_disk(disk, &path).expect("write a disk");
+        self.mount(&path, "noatime").await;
+        let seen = work(&self.on_the_host(&self.disk()));
+        self.unmount().await;
+        seen
+    }
+
+    /// Mounts an empty disk that records what is written to it; answers the pid of its server.
+    pub(super) async fn begin_recording(&self, options: &str) -> i32 {
+        let (disk, record, place) = (self.file("recorded"), self.file("record"), self.file("device"));
+        fs::copy(self.file("empty"), &disk).expect("copy the empty disk");
         let log = self.file("device.log");
-        let _ = fs::remove_file(&log);
-        let words = ["podhold-powercuts", "device"].map(|word| match word {
-            "device" => word.to_owned(),
-            program => programs::built(program).display().to_string(),
-        });
+        for earlier in [&record, &log] {
+            let _ = fs::remove_file(earlier);
+        }
+        let program = programs::built("podhold-powercuts").display().to_string();
         let files = [&disk, &record, &place].map(|path| path.display().to_string());
-        let words: Vec<String> = words.into_iter().chain(files).collect();
-        let device = self
-            .machine
-            .spawn(&words, std::collections::BTreeMap::new(), &log)
-            .await
-            .expect("start the device");
+        let words: Vec<String> = [program, "device".to_owned()].into_iter().chain(files).collect();
+        let none = std::collections::BTreeMap::new();
+        let device = self.machine.spawn(&words, none, &log).await.expect("start the device");
         until("the device", || fs::read_to_string(&log).is_ok_and(|said| said.contains("mounted"))).await;
         self.mount(&place, options).await;
-        let begun = position(&record);
-        let program = self.program(without);
-        let daemon = self.start_daemon(&program).await.unwrap_or_else(|error| panic!("{error}"));
-        let mut steps = vec![(("first start", Effect::None), begun, position(&record))];
-        {
-            let busy = self.keep_busy(dice);
-            let work = self.verbs(&daemon, &record, &mut steps);
-            tokio::select! { () = busy => {}, () = work => {} }
-        }
-        daemon.stop(&self.machine).await.unwrap_or_else(|error| panic!("{error}"));
-        self.unmount().await;
-        self.machine.run_well(["umount", &place.display().to_string()]).await.expect("unmount the device");
-        self.machine.wait(device).await.expect("wait for the device");
-        let recording = Recording::read(&empty, &record).expect("read the record");
-        let step = |((name, effect), begun, ended)| {
-            let (begun, ended) = (recording.events_within(begun), recording.events_within(ended));
-            Step { name, effect, begun, ended }
-        };
-        let steps = steps.into_iter().map(step).collect();
-        Life { recording, steps }
+        device
     }
 
-    async fn verbs(
-        &self,
-        daemon: &Daemon,
-        record: &Path,
-        steps: &mut Vec<((&'static str, Effect), u64, u64)>,
-    ) {
-        let cri = &daemon.cri;
-        macro_rules! step {
-            ($name:literal, $effect:expr, $work:expr) => {{
-                let begun = position(record);
-                let answer = $work.await.unwrap_or_else(|status| panic!("{}: {status}", $name));
-                steps.push((($name, $effect), begun, position(record)));
-                answer
-            }};
-        }
-        step!("PullImage", Effect::Brings(LAYERS), cri.pull(LAYERS));
-        step!("PullImage", Effect::Brings(BUSYBOX), cri.pull(BUSYBOX));
-        step!("PullImage", Effect::Brings(PROBE), cri.pull(PROBE));
-        let mut config = configs::pod("power", &self.places.pod_logs());
-        config.namespaces().network = NamespaceMode::Node.into();
-        let pod = step!("RunPodSandbox", Effect::None, cri.run_pod(&config));
-        let mut container = configs::container("one", PROBE, &["sleep"]);
-        container.namespaces().network = NamespaceMode::Node.into();
-        let one = step!("CreateContainer", Effect::None, cri.create(&pod, &config, &container));
-        step!("StartContainer", Effect::None, cri.start(&one));
-        container.metadata.get_or_insert_default().name = "two".into();
-        let two = step!("CreateContainer", Effect::None, cri.create(&pod, &config, &container));
-        step!("RemoveImage", Effect::Removes(LAYERS), cri.remove_image(LAYERS));
-        step!("PullImage", Effect::Brings(LAYERS), cri.pull(LAYERS));
-        step!("RemoveContainer", Effect::None, cri.remove(&two));
-        step!("StopPodSandbox", Effect::None, cri.stop_pod(&pod));
-        step!("RemovePodSandbox", Effect::None, cri.remove_pod(&pod));
-        for image in [PROBE, LAYERS, BUSYBOX] {
-            step!("RemoveImage", Effect::Removes(image), cri.remove_image(image));
-        }
-        step!("PullImage", Effect::Brings(PROBE), cri.pull(PROBE));
-    }
-
-    /// What goes on beside the daemon. Never ends.
-    async fn keep_busy(&self, dice: &mut Dice) {
-        let (top, state) = (self.on_the_host(&self.disk()), self.state_on_the_host());
-        let mut ticks = interval(Duration::from_millis(4));
-        loop {
+    pub(super) async fn end_recording(&self, device: i32) -> Recording {
+        let place = self.file("device").display().to_string();
+        // The loop device lets go of it a moment after its file system has.
+        let deadline = Instant::now() + PATIENCE;
+        let mut ticks = interval(Duration::from_millis(20));
+        while let Err(error) = self.machine.run_well(["umount", &place]).await {
             ticks.tick().await;
-            if dice.below(12) == 0 {
-                let other = fs::File::create(top.join("other"));
-                other.and_then(|file| file.sync_all()).expect("sync another file");
-            }
-            for file in files(&state) {
-                if dice.below(3) == 0
-                    && let Ok(file) = fs::File::open(file)
-                {
-                    // Begins to write it back, and does not wait.
-                    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-                }
-            }
+            assert!(Instant::now() < deadline, "unmount the device: {error}");
         }
+        self.machine.wait(device).await.expect("wait for the device");
+        Recording::read(&self.file("empty"), &self.file("record")).expect("read the record")
     }
 
     /// The daemon, or a script that takes system calls from it.
-    fn program(&self, without: &[String]) -> PathBuf {
+    pub(super) fn program(&self, without: &[String]) -> PathBuf {
         let product = programs::built("podhold");
         if without.is_empty() {
             return product;
@@ -267,7 +185,7 @@ impl Stage {
         script
     }
 
-    async fn start_daemon(&mut self, program: &Path) -> Result<Daemon, daemon::DaemonError> {
+    pub(super) async fn start_daemon(&mut self, program: &Path) -> Result<Daemon, daemon::DaemonError> {
         // As after a boot: another id, and nothing in the run directory.
         self.boots += 1;
         let id = format!("00000000-0000-4000-9000-{:012x}\n", self.boots);
@@ -325,23 +243,8 @@ impl Stage {
 }
 
 /// How long the record is.
-fn position(record: &Path) -> u64 {
+pub(super) fn position(record: &Path) -> u64 {
     fs::metadata(record).map_or(0, |found| found.len())
-}
-
-/// The regular files beneath a directory in which things come and go.
-fn files(directory: &Path) -> Vec<PathBuf> {
-    let (mut found, mut waiting) = (Vec::new(), vec![directory.to_owned()]);
-    while let Some(directory) = waiting.pop() {
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => waiting.push(entry.path()),
-                Ok(kind) if kind.is_file() => found.push(entry.path()),
-                _ => {}
-            }
-        }
-    }
-    found
 }
 
 /// Waits until `done`; nothing tells.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::{judge::Verdict, stage::Step};
+use super::{judge::Verdict, life::Step};
 
 /// All cuts so far, by the verb they cut.
 #[derive(Debug, Default)]

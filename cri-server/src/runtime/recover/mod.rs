@@ -5,6 +5,7 @@
 //! A record that cannot be used harms one object, and is reported. What may take long is done in the
 //! background: the daemon answers before.
 
+mod blank;
 mod boot;
 mod load;
 mod orphans;

@@ -1,0 +1,437 @@
+//! What a layer's tree is, file by file: noted when the layer is made, compared when somebody doubts it.
+//!
+//! ```text
+//! KIND MODE UID:GID SECONDS.NANOSECONDS SIZE CONTENT ATTRIBUTES NUL PATH NUL
+//! ```
+//! Content and attributes are XXH3 hashes of 128 bits. They are against bit rot and lost writes, not against somebody
+//! who can write here: he could write this file too. The file's own hash is in the layer's record.
+//!
+//! Order: a directory's files by name, then what is in its directories, one after another. It is the same each
+//! time, so two trees are compared side by side without keeping either in memory.
+
+use std::{
+    cmp::Ordering,
+    ffi::OsStr,
+    fs, io,
+    io::{BufRead, Read, Write},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::OpenOptionsExt},
+    },
+    path::Path,
+};
+
+use rustix::{
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    io::Errno,
+};
+use twox_hash::XxHash3_128;
+
+/// Bytes read at once.
+const PIECE: usize = 256 << 10;
+/// Largest list or value of attributes the kernel gives out, in bytes.
+const ATTRIBUTES: usize = 64 << 10;
+/// Set by others when they like, not by us.
+const FOREIGN: &[u8] = b"security.selinux";
+
+/// The contents of files that were just written, by inode number.
+#[derive(Debug, Default)]
+pub(crate) struct Contents(Vec<(u64, u128)>);
+
+impl Contents {
+    /// Notes the content of a file. One that is empty need not be noted.
+    pub(crate) fn note(&mut self, inode: u64, hash: u128) {
+        self.0.push((inode, hash));
+    }
+
+    /// Makes it fit to be looked up in.
+    pub(crate) fn sorted(mut self) -> Self {
+        self.0.sort_unstable();
+        self
+    }
+}
+
+/// A file as one line, or why it cannot be read.
+struct Item {
+    path: Vec<u8>,
+    line: Result<String, Errno>,
+}
+
+/// Notes the tree beneath `root` in the new file `place`, without reading any content: `contents`, sorted, has
+/// that. Answers the hash of what was written.
+pub(crate) fn write(root: &OwnedFd, contents: &Contents, place: &Path) -> io::Result<String> {
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(place)?;
+    let (mut file, mut hash) = (io::BufWriter::with_capacity(PIECE, file), XxHash3_128::new());
+    let content = |_: BorrowedFd<'_>, _: &OsStr, found: &Stat| {
+        let at = contents.0.binary_search_by_key(&found.st_ino, |(inode, _)| *inode);
+        match at {
+            Ok(at) => Ok(contents.0[at].1),
+            Err(_) if found.st_size == 0 => Ok(XxHash3_128::oneshot(&[])),
+            // It was not written by us.
+            Err(_) => Err(Errno::NOENT),
+        }
+    };
+    scan(root, &content, &mut |item| {
+        let line = item.line?;
+        for part in [line.as_bytes(), &[0], item.path.as_slice(), &[0]] {
+            hash.write(part);
+            file.write_all(part)?;
+        }
+        Ok(())
+    })?;
+    file.flush()?;
+    Ok(format!("{:032x}", hash.finish_128()))
+}
+
+/// Something that is not as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The file, from the layer's root.
+    pub path: String,
+    /// What differs, in words.
+    pub what: String,
+}
+
+/// What of the tree beneath `root` is not as `place` says, whose hash is `hash`: the first `most` differences, and how
+/// many there are. Reads every file. Fails when `place` cannot be used.
+pub(crate) fn compare(
+    root: &OwnedFd,
+    (place, hash): (&Path, &str),
+    most: usize,
+) -> io::Result<(Vec<Difference>, u64)> {
+    if hash_of_file(place)? != hash {
+        return Err(io::Error::other("what was noted of the layer is damaged itself"));
+    }
+    let mut noted = Noted(io::BufReader::with_capacity(PIECE, fs::File::open(place)?));
+    let (mut differences, mut count) = (Vec::new(), 0);
+    let mut differ = |path: &[u8], what: String| {
+        count += 1;
+        if differences.len() < most {
+            let path = format!("/{}", String::from_utf8_lossy(path));
+            differences.push(Difference { path, what });
+        }
+    };
+    let mut next = noted.next()?;
+    let buffer = std::cell::RefCell::new(vec![0; PIECE]);
+    let content =
+        |dir: BorrowedFd<'_>, name: &OsStr, _: &Stat| hash_content(dir, name, &mut buffer.borrow_mut());
+    scan(root, &content, &mut |item| {
+        let line = match item.line {
+            Ok(line) => line,
+            Err(errno) => {
+                differ(&item.path, format!("cannot be read: {}", io::Error::from(errno)));
+                if next.as_ref().is_some_and(|(path, _)| *path == item.path) {
+                    next = noted.next()?;
+                }
+                return Ok(());
+            }
+        };
+        while let Some((path, was)) = next.take() {
+            match order(&path, &item.path) {
+                Ordering::Less => differ(&path, "is missing".to_owned()),
+                Ordering::Equal => {
+                    if was != line {
+                        differ(&path, what_differs(&was, &line));
+                    }
+                    next = noted.next()?;
+                    return Ok(());
+                }
+                Ordering::Greater => {
+                    next = Some((path, was));
+                    break;
+                }
+            }
+            next = noted.next()?;
+        }
+        differ(&item.path, "is not of the layer".to_owned());
+        Ok(())
+    })?;
+    while let Some((path, _)) = next.take() {
+        differ(&path, "is missing".to_owned());
+        next = noted.next()?;
+    }
+    Ok((differences, count))
+}
+
+/// What was noted, one file after another.
+struct Noted(io::BufReader<fs::File>);
+
+impl Noted {
+    fn next(&mut self) -> io::Result<Option<(Vec<u8>, String)>> {
+        let (mut line, mut path) = (Vec::new(), Vec::new());
+        if self.0.read_until(0, &mut line)? == 0 {
+            return Ok(None);
+        }
+        self.0.read_until(0, &mut path)?;
+        line.pop();
+        path.pop();
+        Ok(Some((path, String::from_utf8_lossy(&line).into_owned())))
+    }
+}
+
+fn hash_of_file(place: &Path) -> io::Result<String> {
+    let (mut file, mut hash, mut piece) = (fs::File::open(place)?, XxHash3_128::new(), vec![0; PIECE]);
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(format!("{:032x}", hash.finish_128())),
+            count => hash.write(&piece[..count]),
+        }
+    }
+}
+
+/// In which order two files are met.
+fn order(left: &[u8], right: &[u8]) -> Ordering {
+    /// The root first; then by directory, whose parts are compared one by one; then by name.
+    fn key(path: &[u8]) -> (bool, impl Iterator<Item = &[u8]>, &[u8]) {
+        let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&b""[..], path),
+        };
+        (!path.is_empty(), dir.split(|byte| *byte == b'/').filter(|part| !part.is_empty()), name)
+    }
+    let (left, right) = (key(left), key(right));
+    left.0.cmp(&right.0).then_with(|| left.1.cmp(right.1)).then_with(|| left.2.cmp(right.2))
+}
+
+/// In words, from two lines.
+fn what_differs(was: &str, is: &str) -> String {
+    const NAMES: [&str; 7] = ["type", "mode", "owner", "time", "size", "content", "extended attributes"];
+    let pairs = NAMES.iter().zip(was.split(' ').zip(is.split(' ')));
+    let words = pairs.filter(|(_, (was, is))| was != is).map(|(name, (was, is))| match *name {
+        "content" | "extended attributes" => format!("other {name}"),
+        name => format!("{name} {is} instead of {was}"),
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// How the content of a regular file is found.
+type Content<'a> = dyn Fn(BorrowedFd<'_>, &OsStr, &Stat) -> Result<u128, Errno> + 'a;
+
+/// Visits everything beneath `root`, itself first. Paths are followed beneath it, and through no link.
+fn scan(
+    root: &OwnedFd,
+    content: &Content<'_>,
+    visit: &mut dyn FnMut(Item) -> io::Result<()>,
+) -> io::Result<()> {
+    let own = describe(root.as_fd(), OsStr::new("."), content).map(|(line, _)| line);
+    visit(Item { path: Vec::new(), line: own })?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let mut waiting: Vec<Vec<u8>> = vec![Vec::new()];
+    while let Some(path) = waiting.pop() {
+        let name = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(&path) };
+        let listed = rustix::fs::openat2(root, name, flags, Mode::empty(), resolve)
+            .and_then(|dir| names(&dir).map(|names| (dir, names)));
+        let (dir, names) = match listed {
+            Ok(listed) => listed,
+            Err(errno) => {
+                visit(Item { path, line: Err(errno) })?;
+                continue;
+            }
+        };
+        let first = waiting.len();
+        for name in names {
+            let mut path = path.clone();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&name);
+            let found = describe(dir.as_fd(), OsStr::from_bytes(&name), content);
+            if found.as_ref().is_ok_and(|(_, directory)| *directory) {
+                waiting.push(path.clone());
+            }
+            visit(Item { path, line: found.map(|(line, _)| line) })?;
+        }
+        waiting[first..].reverse();
+    }
+    Ok(())
+}
+
+/// The names in a directory, sorted.
+fn names(dir: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// A file as a line, and whether it is a directory.
+fn describe(dir: BorrowedFd<'_>, name: &OsStr, content: &Content<'_>) -> Result<(String, bool), Errno> {
+    let found = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let (kind, size, hash) = match FileType::from_raw_mode(found.st_mode) {
+        FileType::RegularFile => ('f', found.st_size.cast_unsigned(), content(dir, name, &found)?),
+        FileType::Directory => ('d', 0, 0),
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(dir, name, Vec::new())?;
+            ('l', 0, XxHash3_128::oneshot(target.to_bytes()))
+        }
+        FileType::CharacterDevice => ('c', found.st_rdev, 0),
+        FileType::BlockDevice => ('b', found.st_rdev, 0),
+        FileType::Fifo => ('p', 0, 0),
+        _ => ('?', 0, 0),
+    };
+    let xattrs = attributes(dir, name)?;
+    let Stat { st_uid: uid, st_gid: gid, st_mtime: seconds, st_mtime_nsec: parts, .. } = found;
+    let mode = found.st_mode & 0o7777;
+    let line = format!("{kind} {mode:04o} {uid}:{gid} {seconds}.{parts} {size} {hash:x} {xattrs:x}");
+    Ok((line, kind == 'd'))
+}
+
+/// A hash of all extended attributes; 0 when there are none.
+fn attributes(dir: BorrowedFd<'_>, name: &OsStr) -> Result<u128, Errno> {
+    let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name.as_bytes());
+    let length = match rustix::fs::llistxattr(path.as_slice(), &mut [0_u8; 0][..]) {
+        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(0),
+        other => other?,
+    };
+    let mut list = vec![0_u8; length.max(ATTRIBUTES)];
+    let length = rustix::fs::llistxattr(path.as_slice(), list.as_mut_slice())?;
+    let mut names: Vec<&[u8]> =
+        list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    names.retain(|name| *name != FOREIGN);
+    names.sort_unstable();
+    if names.is_empty() {
+        return Ok(0);
+    }
+    let (mut hash, mut value) = (XxHash3_128::new(), vec![0_u8; ATTRIBUTES]);
+    for name in names {
+        let length = rustix::fs::lgetxattr(path.as_slice(), name, value.as_mut_slice())?;
+        for part in [name, &[0], &value[..length], &length.to_le_bytes()] {
+            hash.write(part);
+        }
+    }
+    Ok(hash.finish_128())
+}
+
+/// Reads a file. What is not in memory yet does not stay there.
+fn hash_content(dir: BorrowedFd<'_>, name: &OsStr, buffer: &mut [u8]) -> Result<u128, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let mut hash = XxHash3_128::new();
+    loop {
+        match rustix::io::read(&file, &mut *buffer)? {
+            0 => return Ok(hash.finish_128()),
+            count => hash.write(&buffer[..count]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
+
+    fn open(path: &Path) -> OwnedFd {
+        fs::File::open(path).unwrap().into()
+    }
+
+    /// A tree, and where it is noted.
+    fn tree(dir: &Path) -> (OwnedFd, std::path::PathBuf, String) {
+        let root = dir.join("fs");
+        let mut contents = Contents::default();
+        for name in ["", "a", "a/b", "a.d", "a.d/e", "z"] {
+            fs::create_dir(root.join(name)).unwrap();
+        }
+        for name in ["a/file", "a/b/file", "a.d/e/file", "file", "zero"] {
+            let text = if name == "zero" { "" } else { name };
+            fs::write(root.join(name), text).unwrap();
+            let inode = fs::metadata(root.join(name)).unwrap().ino();
+            contents.note(inode, XxHash3_128::oneshot(text.as_bytes()));
+        }
+        fs::hard_link(root.join("file"), root.join("z/link")).unwrap();
+        std::os::unix::fs::symlink("nowhere", root.join("link")).unwrap();
+        let (root, place) = (open(&root), dir.join("tree"));
+        let hash = write(&root, &contents.sorted(), &place).unwrap();
+        (root, place, hash)
+    }
+
+    fn found(dir: &Path, work: impl FnOnce(&Path)) -> Vec<(String, String)> {
+        let (root, place, hash) = tree(dir);
+        assert_eq!(compare(&root, (&place, &hash), 9).unwrap(), (Vec::new(), 0));
+        work(&dir.join("fs"));
+        let (differences, count) = compare(&root, (&place, &hash), 9).unwrap();
+        assert_eq!(count, differences.len() as u64);
+        differences.into_iter().map(|difference| (difference.path, difference.what)).collect()
+    }
+
+    #[test]
+    fn every_change_is_told_with_its_path() {
+        let keep_time = |path: &Path, work: &dyn Fn()| {
+            let time = fs::metadata(path).unwrap().modified().unwrap();
+            work();
+            fs::File::open(path).unwrap().set_modified(time).unwrap();
+        };
+        type Work<'a> = &'a dyn Fn(&Path);
+        let cases: [(Work<'_>, &[(&str, &str)]); 6] = [
+            (
+                &|root| {
+                    keep_time(&root.join("a/b/file"), &|| {
+                        fs::write(root.join("a/b/file"), "a/B/file").unwrap()
+                    })
+                },
+                &[("/a/b/file", "other content")],
+            ),
+            (
+                &|root| keep_time(&root.join("a/b"), &|| fs::remove_file(root.join("a/b/file")).unwrap()),
+                &[("/a/b/file", "is missing")],
+            ),
+            (
+                &|root| keep_time(&root.join("a.d"), &|| fs::write(root.join("a.d/new"), "").unwrap()),
+                &[("/a.d/new", "is not of the layer")],
+            ),
+            (
+                &|root| fs::set_permissions(root.join("zero"), fs::Permissions::from_mode(0o600)).unwrap(),
+                &[("/zero", "mode 0600 instead of 0644")],
+            ),
+            (
+                &|root| {
+                    keep_time(root, &|| {
+                        fs::remove_file(root.join("link")).unwrap();
+                        std::os::unix::fs::symlink("elsewhere", root.join("link")).unwrap();
+                    })
+                },
+                &[("/link", "other content")],
+            ),
+            (
+                &|root| keep_time(root, &|| fs::remove_dir_all(root.join("a.d")).unwrap()),
+                &[("/a.d", "is missing"), ("/a.d/e", "is missing"), ("/a.d/e/file", "is missing")],
+            ),
+        ];
+        for (work, expected) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let found = found(dir.path(), work);
+            let matches = |(found, expected): (&(String, String), &(&str, &str))| {
+                found.0 == expected.0 && found.1.contains(expected.1)
+            };
+            assert!(
+                found.len() == expected.len() && found.iter().zip(expected).all(matches),
+                "{found:?}, not {expected:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn extended_attributes_count_and_a_damaged_note_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = |root: &Path| {
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(root.join("file"), "user.a", b"b", flags).unwrap();
+        };
+        let found = found(dir.path(), set);
+        let both = ["/file", "/z/link"].map(|path| (path.to_owned(), "other extended attributes".to_owned()));
+        assert_eq!(found, both);
+        let place = dir.path().join("tree");
+        let mut bytes = fs::read(&place).unwrap();
+        let hash = hash_of_file(&place).unwrap();
+        bytes[3] ^= 1;
+        fs::write(&place, bytes).unwrap();
+        assert!(compare(&open(&dir.path().join("fs")), (&place, &hash), 9).is_err());
+    }
+}
