@@ -16,7 +16,7 @@ use tokio::{
 use tracing::info;
 
 use super::{Failure, Settings};
-use crate::{config::Config, descriptors, grpc, runtime::Runtime, streaming::Streaming, sys};
+use crate::{config::Config, descriptors, grpc, runtime::Runtime, streaming::Streaming};
 
 /// How long calls that are under way may take once the daemon was told to end.
 const LEAVE: Duration = Duration::from_secs(3);
@@ -39,7 +39,6 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
     super::start_logging(&config.log_level)?;
     super::require_root()?;
     descriptors::raise();
-    sys::share_heaps();
     let threads = super::threads::serving()?;
     let result = threads.block_on(serve(config));
     // A thread that is stuck in the kernel must not keep the daemon from ending.
