@@ -3,7 +3,7 @@
 
 mod support;
 
-use podhold_image::{Config, Credentials, Digest, ErrorKind, Images};
+use podhold_image::{Config, Credentials, Digest, ErrorKind, Images, LayerStage};
 use serde_json::json;
 use support::{
     Fault, GZIP, INDEX, MANIFEST, Site, Tar, TestImage, TestRegistry, debian::DebianRegistry, gzip, is_root,
@@ -163,8 +163,13 @@ async fn pulls_at_the_same_time_download_each_layer_once() {
     for digest in &image.layers {
         assert_eq!(registry.count(digest), 1, "{digest}");
     }
-    let last = *progress.borrow();
+    let last = progress.borrow().clone();
     assert_eq!((last.layers, last.layers_done, last.bytes), (6, 6, last.bytes_done));
+    let each: Vec<_> = last.each.iter().map(|layer| layer.digest.to_string()).collect();
+    assert_eq!(each, image.layers, "the lowest first");
+    for layer in &last.each {
+        assert_eq!((layer.received, layer.resumed, layer.stage), (layer.size, 0, LayerStage::Done));
+    }
     let before = registry.requests().len();
     site.images.pull(&name, None, None).await.unwrap();
     assert_eq!(registry.requests().len(), before + 1, "the second pull asks for the manifest only");

@@ -102,7 +102,8 @@ fn feed(blob: &[u8], step: usize, expected: &Expected, root: &Path) -> Result<Un
     });
     let want = Want::default();
     let root = OwnedFd::from(fs::File::open(root).unwrap());
-    let result = unpack(receiver, root, expected, &want.watched());
+    let arriving = Arriving { pieces: receiver, kept: &mut KeepNothing };
+    let result = unpack(arriving, root, expected, &want.watched());
     feeder.join().unwrap();
     result
 }
@@ -365,7 +366,8 @@ fn a_download_that_is_given_up_ends_the_unpacking() {
     sender.blocking_send(Piece::Data(bytes::Bytes::copy_from_slice(&tar[..1000]))).unwrap();
     drop(sender);
     let (root, want) = (OwnedFd::from(fs::File::open(dir.path()).unwrap()), Want::default());
-    let result = unpack(receiver, root, &expected(&tar, &tar), &want.watched());
+    let arriving = Arriving { pieces: receiver, kept: &mut KeepNothing };
+    let result = unpack(arriving, root, &expected(&tar, &tar), &want.watched());
     assert!(matches!(result, Err(UnpackError::Abandoned)), "{result:?}");
 }
 
