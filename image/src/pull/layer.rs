@@ -151,6 +151,14 @@ impl Making {
             }
         };
         drop(permit);
+        let (ingest, unpacked) = match &parent {
+            _ if unpacked.links.is_empty() => (ingest, unpacked),
+            None => self.borrow(ingest, unpacked).await?,
+            Some(parent) => {
+                parent.done().await?;
+                self.borrow(ingest, unpacked).await?
+            }
+        };
         let blob = (job.blob.digest.clone(), job.blob.size);
         let record = LayerRecord::new(job.chain.clone(), job.diff_id.clone(), blob, &unpacked);
         let lowers = job.lowers.clone();
@@ -223,6 +231,27 @@ impl Making {
                 if resume && pieced && wrong { Ok(Attempt::PiecedTogetherWrong(error)) } else { Err(error) }
             }
         }
+    }
+
+    /// Makes the hard links to files of the layers below, which are complete.
+    async fn borrow(&self, ingest: Ingest, mut unpacked: Unpacked) -> Result<(Ingest, Unpacked), ImageError> {
+        let (layers, lowers) = (Arc::clone(&self.inner.store.layers), self.job.lowers.clone());
+        let (reference, layer) = (self.session.reference.to_string(), self.job.blob.digest.clone());
+        let borrowing = tokio::task::spawn_blocking(move || {
+            let open = |chain: &ChainId| layers.get(chain).map(|layer| std::fs::File::open(layer.fs));
+            let lowers: Result<Vec<_>, _> = lowers.iter().filter_map(open).collect();
+            let lowers = lowers.map_err(ImageError::io("open the layers below"))?;
+            let lowers: Vec<_> = lowers.into_iter().map(Into::into).collect();
+            let made = unpack::borrow_files(&ingest.root()?, &lowers, &mut unpacked);
+            match made {
+                Ok(()) => Ok((ingest, unpacked)),
+                Err(source) => {
+                    ingest.discard();
+                    Err(ImageError::Layer { reference, layer, source: Arc::new(source) })
+                }
+            }
+        });
+        borrowing.await.map_err(|_| self.cancelled())?
     }
 
     /// Unpacks what arrives, on a thread that may block.

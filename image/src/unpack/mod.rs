@@ -11,6 +11,7 @@
 //! Does not download, does not sync, does not decide whether the layer counts: the store does.
 
 mod beneath;
+mod borrow;
 mod content;
 mod directories;
 mod entry;
@@ -18,6 +19,7 @@ mod extract;
 mod inherit;
 mod intake;
 mod refusal;
+mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
+pub(crate) use borrow::borrow_files;
 pub(crate) use inherit::inherit_directories;
 use intake::Ending;
 pub(crate) use intake::{KeepNothing, Kept, Piece};
@@ -97,6 +100,8 @@ pub(crate) struct Unpacked {
     pub(crate) root_entry: bool,
     /// Directories the archive leaves out although it has entries in them, parents first.
     pub(crate) implicit: Vec<Vec<u8>>,
+    /// Hard links that are not made yet: their targets are not in this layer. See [`borrow_files`].
+    pub(crate) links: Vec<borrow::Link>,
 }
 
 /// A blob that arrives.

@@ -4,7 +4,7 @@ use super::*;
 
 impl Tar {
     /// A GNU sparse file that ends with `data` after a hole of `hole` bytes.
-    fn sparse(self, name: &str, hole: u64, data: &[u8]) -> Self {
+    pub(super) fn sparse(self, name: &str, hole: u64, data: &[u8]) -> Self {
         // GNU's binary form of a number, which reaches further than octal digits.
         let number = |value: u64| {
             let mut field = [0; 12];
