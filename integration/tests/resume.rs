@@ -2,17 +2,27 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::PathBuf,
+    time::Duration,
+};
 
 use podhold_integration::{
     bad_registry::{self, Asked, HALTS_AT},
     rig,
     rig::Rig,
 };
+use podhold_proto::cri::StatusRequest;
 use tokio::time::{Instant, interval, timeout};
 
 /// How long a test waits for what must come.
 const SOON: Duration = Duration::from_secs(60);
+
+/// Where the daemon tells numbers, in its machine.
+const METRICS: &str = "127.0.0.1:9393";
 
 fn image() -> String {
     format!("{}/halting:1", bad_registry::ADDRESS)
@@ -57,13 +67,36 @@ async fn goes_on(rig: &Rig, asked: &Asked) {
     assert_eq!(kept(rig), []);
 }
 
+/// What the daemon says of itself at `/metrics`.
+async fn numbers(rig: &Rig) -> String {
+    let ask = || {
+        let mut stream = TcpStream::connect(METRICS).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    rig.machine.in_network(ask).await.unwrap()
+}
+
 #[tokio::test]
 async fn a_daemon_killed_in_the_middle_of_a_layer_asks_for_the_rest_only() {
     let mut rig = rig!();
+    let text = fs::read_to_string(rig.places.config()).unwrap();
+    fs::write(rig.places.config(), format!("{text}\n[metrics]\naddress = \"{METRICS}\"\n")).unwrap();
     let asked = registry(&rig).await;
     pull_until_it_halts(&rig).await;
     rig.crash_and_restart().await;
     goes_on(&rig, &asked).await;
+    let numbers = numbers(&rig).await;
+    let resumed = format!("podhold_pull_resumed_bytes_total {HALTS_AT}\n");
+    for line in [&resumed, "podhold_pulls 0\n", "podhold_pulls_total{outcome=\"pulled\"} 1\n"] {
+        assert!(numbers.contains(line), "{line:?} is not in {numbers}");
+    }
+    let request = StatusRequest { verbose: true };
+    let status = rig.cri().runtime.clone().status(request).await.unwrap().into_inner();
+    let info: serde_json::Value = serde_json::from_str(&status.info["info"]).unwrap();
+    assert_eq!(info["pulls"]["resumed_bytes"], HALTS_AT);
     rig.finish().await;
 }
 
