@@ -45,9 +45,15 @@ impl Stage {
         Self { registry, image, config, _dir: dir }
     }
 
-    /// Opens the store, once the one before has let it go.
+    /// Opens the store, once the one before has let it go, and its threads have put their work away.
     async fn open(&self) -> Images {
         let deadline = Instant::now() + SOON;
+        while std::fs::read_dir(self.config.dir.join("ingest"))
+            .is_ok_and(|mut half_made| half_made.next().is_some())
+        {
+            assert!(Instant::now() < deadline, "a thread goes on");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         loop {
             match Images::open(self.config.clone()).await {
                 Ok(images) => return images,
