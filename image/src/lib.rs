@@ -66,6 +66,8 @@ pub struct Config {
     pub limits: Limits,
     /// Most bytes kept of layers whose pull ended early, for the next one to go on with; 0 keeps nothing.
     pub resume_bytes: u64,
+    /// A layer whose download is expected to take less time is not kept while it arrives: it is soon fetched again.
+    pub resume_worth: Duration,
 }
 
 impl Default for Config {
@@ -79,6 +81,7 @@ impl Default for Config {
             stall_timeout: Duration::from_secs(30),
             limits: Limits::default(),
             resume_bytes: 8 << 30,
+            resume_worth: Duration::from_secs(2),
         }
     }
 }
@@ -123,7 +126,7 @@ impl Images {
             if let Err(error) = std::thread::Builder::new().name("trash".to_owned()).spawn(empty) {
                 tracing::warn!(%error, "image store: no thread to empty the trash; the next start will");
             }
-            let partials = Partials::open(&config.dir, config.resume_bytes)?;
+            let partials = Partials::open(&config.dir, config.resume_bytes, config.resume_worth)?;
             let counters = Arc::new(Counters::default());
             let inner = Inner {
                 platform: config.platform,

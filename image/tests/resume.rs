@@ -36,6 +36,7 @@ impl Stage {
             dir: dir.path().join("images"),
             hosts_dir: dir.path().join("certs.d"),
             stall_timeout: Duration::from_secs(600),
+            resume_worth: Duration::ZERO,
             ..Config::default()
         };
         let registry = TestRegistry::start().await;

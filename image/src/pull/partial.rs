@@ -4,7 +4,8 @@
 //! ```text
 //! partial/ALGORITHM-HEX      the beginning of the blob with this digest
 //! ```
-//! A file is deleted as soon as its blob was read to the end, before the layer is synced: its pages then were
+//! A blob that comes so fast that it would soon be fetched again is not kept: copying it would cost every pull
+//! something, and save little. A file is deleted as soon as its blob was read to the end, before the layer is synced: its pages then were
 //! never written to disk. What a pull that ended early left is kept for [`AGE`], and within the limit of all files
 //! together; the oldest go first.
 //!
@@ -21,9 +22,10 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use rustix::fs::OFlags;
 
 use crate::{
@@ -33,7 +35,7 @@ use crate::{
     unpack::Kept,
 };
 
-/// Blobs that are smaller are fetched again: that takes less than what keeping them costs all others.
+/// Smaller blobs are not kept; and after so many bytes it is decided whether a larger one is.
 pub(super) const SMALLEST: u64 = 4 << 20;
 /// How long a pull waits for one that has the file of its blob.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -47,6 +49,8 @@ const SPARE: u64 = 4;
 pub(crate) struct Partials {
     dir: PathBuf,
     limit: u64,
+    /// A blob that is fetched in less time is not kept while it arrives.
+    worth: Duration,
     bytes: AtomicU64,
     files: AtomicU64,
     /// Files that pulls have.
@@ -56,8 +60,8 @@ pub(crate) struct Partials {
 
 impl Partials {
     /// Opens the directory beneath `dir`, made when missing, and deletes what is too old. `limit`: most bytes of all
-    /// files; 0 keeps nothing. Blocks.
-    pub(crate) fn open(dir: &Path, limit: u64) -> Result<Arc<Self>, ImageError> {
+    /// files; 0 keeps nothing. `worth`: how long it must take to fetch a blob. Blocks.
+    pub(crate) fn open(dir: &Path, limit: u64, worth: Duration) -> Result<Arc<Self>, ImageError> {
         let dir = dir.join("partial");
         let at = |error: io::Error| ImageError::io(format!("use {}", dir.display()))(error);
         match DirBuilder::new().mode(0o700).create(&dir) {
@@ -68,7 +72,7 @@ impl Partials {
         record::check_directory(&dir).map_err(refuse)?;
         let (bytes, files) = (AtomicU64::new(0), AtomicU64::new(0));
         let (taken, given_back) = (Mutex::default(), Condvar::new());
-        let partials = Self { dir, limit, bytes, files, taken, given_back };
+        let partials = Self { dir, limit, worth, bytes, files, taken, given_back };
         for path in record::children(&partials.dir)? {
             let length = fs::symlink_metadata(&path).map_or(0, |found| found.len());
             partials.count(length, 1);
@@ -105,7 +109,10 @@ impl Partials {
         let room = self.make_room(size.min(self.limit).saturating_sub(held));
         match self.open_file(&claim.path, size) {
             Ok((file, held)) => {
-                Some(Partial { claim, file: Some(file), held, length: held, room, full: false })
+                let since = Instant::now();
+                let waiting = Waiting { pieces: Vec::new(), bytes: 0, size, since };
+                let waiting = Some(waiting).filter(|_| held == 0);
+                Some(Partial { claim, file: Some(file), held, length: held, room, full: false, waiting })
             }
             Err(error) => {
                 tracing::debug!(path = %claim.path.display(), %error, "blob not kept");
@@ -212,6 +219,24 @@ pub(crate) struct Partial {
     room: u64,
     /// No more is kept: after a gap nothing would be worth anything.
     full: bool,
+    /// The first bytes, until it is known how fast they come.
+    waiting: Option<Waiting>,
+}
+
+/// The first bytes of a blob, which are kept if it takes long enough to fetch it.
+#[derive(Debug)]
+struct Waiting {
+    pieces: Vec<Bytes>,
+    bytes: u64,
+    size: u64,
+    since: Instant,
+}
+
+impl Waiting {
+    /// How long the blob takes, as far as its beginning tells.
+    fn expected(&self) -> Duration {
+        self.since.elapsed().mul_f64(self.size as f64 / self.bytes.max(1) as f64)
+    }
 }
 
 impl Partial {
@@ -234,6 +259,7 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
+        self.append_waiting();
         if self.length == 0 {
             self.drop_file();
         }
@@ -249,7 +275,29 @@ impl Kept for Partial {
         }
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
+    fn keep(&mut self, bytes: &Bytes) {
+        let Some(waiting) = &mut self.waiting else { return self.append(bytes) };
+        waiting.pieces.push(bytes.clone());
+        waiting.bytes += bytes.len() as u64;
+        if waiting.bytes < SMALLEST {
+            return;
+        }
+        if waiting.expected() < self.claim.partials.worth {
+            (self.full, self.waiting) = (true, None);
+        } else {
+            self.append_waiting();
+        }
+    }
+}
+
+impl Partial {
+    fn append_waiting(&mut self) {
+        for piece in self.waiting.take().map(|waiting| waiting.pieces).unwrap_or_default() {
+            self.append(&piece);
+        }
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
         let partials = &self.claim.partials;
         let Some(file) = self.file.as_mut().filter(|_| !self.full) else { return };
         let more = bytes.len() as u64;
@@ -269,5 +317,51 @@ impl Kept for Partial {
                 self.drop_file();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_fast_is_kept_only_when_it_stops_early() {
+        let (dir, digest, size) = (tempfile::tempdir().unwrap(), Digest::of(b"x"), 4 * SMALLEST);
+        let piece = Bytes::from(vec![1; 1 << 20]);
+        let pull = |worth: Duration, pieces: usize| {
+            let partials = Partials::open(dir.path(), 1 << 30, worth).unwrap();
+            let mut partial = partials.take(&digest, size).unwrap();
+            let held = partial.held();
+            (0..pieces).for_each(|_| partial.keep(&piece));
+            drop(partial);
+            let usage = partials.usage();
+            let kept = fs::metadata(dir.path().join("partial").join(digest.as_str().replace(':', "-")));
+            assert_eq!(usage.bytes, kept.as_ref().map_or(0, |found| found.len()));
+            assert_eq!(usage.inodes, u64::from(kept.is_ok()));
+            (held >> 20, usage.bytes >> 20)
+        };
+        let (never, always) = (Duration::from_secs(1 << 20), Duration::ZERO);
+        assert_eq!(pull(never, 5), (0, 0), "fast");
+        assert_eq!(pull(never, 3), (0, 3), "stopped before that was known");
+        assert_eq!(pull(never, 2), (3, 5), "what is begun is gone on with");
+        assert_eq!(pull(always, 1), (5, 6));
+        fs::remove_dir_all(dir.path().join("partial")).unwrap();
+        assert_eq!(pull(always, 5), (0, 5));
+    }
+
+    #[test]
+    fn a_blob_has_one_file_and_small_ones_have_none() {
+        let (dir, digest) = (tempfile::tempdir().unwrap(), Digest::of(b"x"));
+        let partials = Partials::open(dir.path(), 1 << 30, Duration::ZERO).unwrap();
+        assert!(partials.take(&digest, SMALLEST - 1).is_none());
+        let first = partials.take(&digest, SMALLEST).unwrap();
+        assert!(partials.take(&digest, SMALLEST).is_none(), "another pull has it");
+        let waiting = std::thread::spawn({
+            let (partials, digest) = (Arc::clone(&partials), digest.clone());
+            move || partials.take(&digest, SMALLEST).is_some()
+        });
+        drop(first);
+        assert!(waiting.join().unwrap(), "given back in time");
+        assert_eq!(partials.usage(), Usage::default(), "an empty file is not kept");
     }
 }

@@ -30,7 +30,7 @@ pub(crate) trait Kept: Send {
     /// Reads what an earlier pull kept, from its beginning; 0 at its end.
     fn replay(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
     /// Keeps the next bytes, if there is room. Trouble with it is no trouble of the pull.
-    fn keep(&mut self, bytes: &[u8]);
+    fn keep(&mut self, bytes: &Bytes);
 }
 
 /// Keeps nothing.
@@ -42,7 +42,7 @@ impl Kept for KeepNothing {
         Ok(0)
     }
 
-    fn keep(&mut self, _bytes: &[u8]) {}
+    fn keep(&mut self, _bytes: &Bytes) {}
 }
 
 /// How the intake ended.
