@@ -41,6 +41,8 @@ pub struct Config {
     pub shim: ShimConfig,
     /// Where exec, attach and port-forward are served.
     pub streaming: StreamingConfig,
+    /// Where numbers of the daemon itself are served.
+    pub metrics: MetricsConfig,
 }
 
 /// Section `[cgroups]`.
@@ -109,6 +111,14 @@ pub struct StreamingConfig {
     pub port: u16,
 }
 
+/// Section `[metrics]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Address and TCP port at which Prometheus finds `/metrics`, such as `127.0.0.1:9393`; empty: nowhere.
+    pub address: String,
+}
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -153,6 +163,7 @@ impl Default for Config {
             image: ImageConfig::default(),
             shim: ShimConfig::default(),
             streaming: StreamingConfig::default(),
+            metrics: MetricsConfig::default(),
         }
     }
 }
@@ -252,6 +263,10 @@ impl Config {
             let reason = "clients cannot connect to it; give one address of this host";
             return refuse("streaming.address", &self.streaming.address, reason);
         }
+        if !self.metrics.address.is_empty() && self.metrics_address().is_none() {
+            let reason = "give an address and a port, such as 127.0.0.1:9393, or nothing";
+            return refuse("metrics.address", &self.metrics.address, reason);
+        }
         if self.image.stall_timeout_seconds == 0 {
             return refuse("image.stall_timeout_seconds", &0, "give a positive number of seconds");
         }
@@ -282,6 +297,11 @@ impl Config {
     /// Where exec, attach and port-forward are served.
     pub fn streaming_address(&self) -> SocketAddr {
         SocketAddr::new(self.streaming.address, self.streaming.port)
+    }
+
+    /// Where numbers of the daemon itself are served.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.address.parse().ok()
     }
 
     /// The cgroup driver.
@@ -394,6 +414,7 @@ mod tests {
             "[cgroups]\ndriver = \"systemd\"",
             "[shim]\nbinary = \"podhold-shim\"",
             "[streaming]\naddress = \"0.0.0.0\"",
+            "[metrics]\naddress = \"localhost\"",
         ] {
             let config: Config = toml::from_str(text).unwrap();
             assert!(config.checked().is_err(), "{text}");

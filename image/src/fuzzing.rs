@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     Digest, Limits,
-    unpack::{Expected, Piece, Want, unpack},
+    unpack::{Arriving, Expected, KeepNothing, Piece, Want, unpack},
 };
 
 /// Unpacks `blob`, whose decompressed archive is `archive`, into the empty directory `root`; answers
@@ -20,5 +20,6 @@ pub fn unpack_layer(blob: &[u8], archive: &[u8], root: OwnedFd) -> bool {
     let sent = sender.try_send(Piece::Data(Bytes::copy_from_slice(blob)));
     let ended = sender.try_send(Piece::End);
     let want = Want::default();
-    sent.is_ok() && ended.is_ok() && unpack(pieces, root, &expected, &want.watched()).is_ok()
+    let arriving = Arriving { pieces, kept: &mut KeepNothing };
+    sent.is_ok() && ended.is_ok() && unpack(arriving, root, &expected, &want.watched()).is_ok()
 }

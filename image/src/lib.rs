@@ -33,14 +33,19 @@ pub use crate::{
     digest::{ChainId, Digest, InvalidDigest},
     error::{ErrorKind, ImageError, UnpackError},
     platform::Platform,
-    pull::Progress,
+    pull::{Activity, LayerProgress, LayerStage, Progress},
     reference::{InvalidReference, Reference},
     registry::Credentials,
     snapshot::{IdMap, IdRange, SnapshotError, Snapshots},
     store::{Image, Usage},
     unpack::Limits,
 };
-use crate::{pull::Underway, registry::Registry, snapshot::Overlay, store::Store};
+use crate::{
+    pull::{Counters, Partials, Underway},
+    registry::Registry,
+    snapshot::Overlay,
+    store::Store,
+};
 
 /// Where images live and how they are fetched.
 #[derive(Debug, Clone)]
@@ -59,6 +64,10 @@ pub struct Config {
     pub stall_timeout: Duration,
     /// Bounds on one unpacked layer.
     pub limits: Limits,
+    /// Most bytes kept of layers whose pull ended early, for the next one to go on with; 0 keeps nothing.
+    pub resume_bytes: u64,
+    /// A layer whose download is expected to take less time is not kept while it arrives: it is soon fetched again.
+    pub resume_worth: Duration,
 }
 
 impl Default for Config {
@@ -71,6 +80,8 @@ impl Default for Config {
             pinned: Vec::new(),
             stall_timeout: Duration::from_secs(30),
             limits: Limits::default(),
+            resume_bytes: 8 << 30,
+            resume_worth: Duration::from_secs(2),
         }
     }
 }
@@ -86,6 +97,7 @@ pub(crate) struct Inner {
     registry: Registry,
     store: Store,
     underway: Underway,
+    counters: Arc<Counters>,
     snapshots: Arc<Overlay>,
     damaged: Vec<(PathBuf, String)>,
 }
@@ -114,11 +126,14 @@ impl Images {
             if let Err(error) = std::thread::Builder::new().name("trash".to_owned()).spawn(empty) {
                 tracing::warn!(%error, "image store: no thread to empty the trash; the next start will");
             }
+            let partials = Partials::open(&config.dir, config.resume_bytes, config.resume_worth)?;
+            let counters = Arc::new(Counters::default());
             let inner = Inner {
                 platform: config.platform,
-                registry: Registry::new(config.hosts_dir, config.stall_timeout),
+                registry: Registry::new(config.hosts_dir, config.stall_timeout, Arc::clone(&counters)),
                 store,
-                underway: Underway::new(config.parallel_layers, config.limits),
+                underway: Underway::new(config.parallel_layers, config.limits, partials),
+                counters,
                 snapshots: Arc::new(snapshots),
                 damaged,
             };
@@ -134,8 +149,8 @@ impl Images {
 
     /// Brings the image that `reference` names here and gives it that name.
     ///
-    /// Dropping the future cancels the pull; layers that are complete by then stay and serve the next
-    /// pull. Pulls that want the same layer at the same time share its download.
+    /// Dropping the future cancels the pull; layers that are complete by then, and what has arrived of larger
+    /// ones, stay and serve the next pull, also one after a restart. Pulls that want the same layer at the same time share its download.
     pub async fn pull(
         &self,
         reference: &Reference,
@@ -164,9 +179,15 @@ impl Images {
         remove.await.unwrap_or_else(|_| Err(ImageError::Cancelled(name.to_owned())))
     }
 
-    /// What all image layers take on disk. Known without looking.
+    /// What all image layers, and what is kept of unfinished ones, take on disk. Known without looking.
     pub fn usage(&self) -> Usage {
-        self.inner.store.layers.usage()
+        let (layers, partials) = (self.inner.store.layers.usage(), self.inner.underway.partials.usage());
+        Usage { bytes: layers.bytes + partials.bytes, inodes: layers.inodes + partials.inodes }
+    }
+
+    /// What pulls have done since the store was opened.
+    pub fn activity(&self) -> Activity {
+        self.inner.counters.read()
     }
 
     /// The snapshots of these images.

@@ -97,6 +97,7 @@ async fn what_is_no_manifest_is_refused() {
         change(&mut manifest);
         manifest.to_string().into_bytes()
     };
+    let nondistributable = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
     let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
     let table: Vec<(Vec<u8>, ErrorKind, &str)> = vec![
         (b"<html>welcome</html>".to_vec(), ErrorKind::DataLoss, "no manifest"),
@@ -116,6 +117,16 @@ async fn what_is_no_manifest_is_refused() {
             with(&|m| m["layers"] = json!([{"mediaType": foreign, "digest": digest, "size": 1}])),
             ErrorKind::FailedPrecondition,
             foreign,
+        ),
+        (
+            with(&|m| m["layers"] = json!([{"mediaType": nondistributable, "digest": digest, "size": 1}])),
+            ErrorKind::FailedPrecondition,
+            nondistributable,
+        ),
+        (
+            with(&|m| m["layers"] = json!([{"mediaType": "text/x-unknown", "digest": digest, "size": 1}])),
+            ErrorKind::FailedPrecondition,
+            "text/x-unknown",
         ),
         (
             with(&|m| m["layers"] = json!([{"mediaType": GZIP, "digest": digest, "size": -1}])),

@@ -3,7 +3,7 @@
 
 mod support;
 
-use podhold_image::{Config, Credentials, Digest, ErrorKind, Images};
+use podhold_image::{Config, Credentials, Digest, ErrorKind, Images, LayerStage};
 use serde_json::json;
 use support::{
     Fault, GZIP, INDEX, MANIFEST, Site, Tar, TestImage, TestRegistry, debian::DebianRegistry, gzip, is_root,
@@ -140,6 +140,41 @@ async fn all_compressions_give_the_same_layer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hard_link_to_a_file_of_a_layer_below_is_one_with_it() {
+    if !is_root() {
+        return;
+    }
+    use std::os::unix::fs::MetadataExt;
+    let (site, registry) = (Site::new().await, TestRegistry::start().await);
+    let link = |tar: Tar, name, to| tar.entry(tar::EntryType::Link, (name, to), 0o644, b"");
+    let base = Tar::new().dir("etc/", 0o711).file("etc/file", b"content").build();
+    let upper = link(link(Tar::new(), "second", "etc/file"), "third", "etc/file").build();
+    let image = TestImage::new("links", &[base.clone(), upper]);
+    registry.push("links", "latest", &image);
+    let pulled = site.images.pull(&registry.name("links"), None, None).await.unwrap();
+    let target = site.dir.path().join("mnt");
+    std::fs::create_dir(&target).unwrap();
+    let snapshots = site.images.snapshots();
+    snapshots.mount("links", &pulled, &target, None).unwrap();
+    let file = |name: &str| std::fs::metadata(target.join(name)).unwrap();
+    let inodes = ["etc/file", "second", "third"].map(|name| file(name).ino());
+    let third = std::fs::read(target.join("third"));
+    let mode = file("etc").mode() & 0o7777;
+    snapshots.unmount(&target).unwrap();
+    snapshots.remove("links").unwrap();
+    assert_eq!((inodes, mode), ([inodes[0]; 3], 0o711));
+    assert_eq!(third.unwrap(), b"content");
+    registry.push(
+        "bad",
+        "latest",
+        &TestImage::new("bad", &[base, link(Tar::new(), "second", "etc/none").build()]),
+    );
+    let error = site.images.pull(&registry.name("bad"), None, None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DataLoss);
+    assert!(error.to_string().contains("etc/none"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pulls_at_the_same_time_download_each_layer_once() {
     if !is_root() {
         return;
@@ -163,8 +198,13 @@ async fn pulls_at_the_same_time_download_each_layer_once() {
     for digest in &image.layers {
         assert_eq!(registry.count(digest), 1, "{digest}");
     }
-    let last = *progress.borrow();
+    let last = progress.borrow().clone();
     assert_eq!((last.layers, last.layers_done, last.bytes), (6, 6, last.bytes_done));
+    let each: Vec<_> = last.each.iter().map(|layer| layer.digest.to_string()).collect();
+    assert_eq!(each, image.layers, "the lowest first");
+    for layer in &last.each {
+        assert_eq!((layer.received, layer.resumed, layer.stage), (layer.size, 0, LayerStage::Done));
+    }
     let before = registry.requests().len();
     site.images.pull(&name, None, None).await.unwrap();
     assert_eq!(registry.requests().len(), before + 1, "the second pull asks for the manifest only");

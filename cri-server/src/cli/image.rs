@@ -1,12 +1,12 @@
 //! `podhold image pull|ls|rm`, on a state directory that no daemon is using.
 
-use std::{io::IsTerminal, sync::Arc};
+use std::sync::Arc;
 
 use clap::Subcommand;
 use podhold_image::Progress;
 use tokio::sync::watch;
 
-use super::{Failure, Settings};
+use super::{Failure, Settings, bars};
 use crate::runtime::Runtime;
 
 #[derive(Debug, clap::Args)]
@@ -65,25 +65,10 @@ pub(super) async fn pull(
     reference: &str,
 ) -> Result<Arc<podhold_image::Image>, Failure> {
     let (tell, told) = watch::channel(Progress::default());
-    let shown = tokio::spawn(show(reference.to_owned(), told));
+    let shown = tokio::spawn(bars::show(told));
     let pulled = runtime.pull_image(reference, None, Some(tell)).await;
     shown.await?;
     Ok(pulled?)
-}
-
-async fn show(reference: String, mut told: watch::Receiver<Progress>) {
-    if !std::io::stderr().is_terminal() {
-        return;
-    }
-    while told.changed().await.is_ok() {
-        let now = *told.borrow_and_update();
-        let (done, all) = (now.bytes_done as f64 / 1e6, now.bytes as f64 / 1e6);
-        eprint!(
-            "\r\x1b[Kpulling {reference}: {}/{} layers, {done:.1} of {all:.1} MB",
-            now.layers_done, now.layers
-        );
-    }
-    eprint!("\r\x1b[K");
 }
 
 fn list(runtime: &Runtime) {

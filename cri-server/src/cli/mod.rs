@@ -1,5 +1,6 @@
 //! The command line: what was typed, as calls. One file per subcommand.
 
+mod bars;
 mod config;
 mod image;
 mod look_up;

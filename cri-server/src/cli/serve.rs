@@ -16,7 +16,7 @@ use tokio::{
 use tracing::info;
 
 use super::{Failure, Settings};
-use crate::{config::Config, descriptors, grpc, runtime::Runtime, streaming::Streaming};
+use crate::{config::Config, descriptors, grpc, numbers, runtime::Runtime, streaming::Streaming};
 
 /// How long calls that are under way may take once the daemon was told to end.
 const LEAVE: Duration = Duration::from_secs(3);
@@ -49,10 +49,14 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
 async fn serve(config: Config) -> Result<(), Failure> {
     let path = config.socket();
     refuse_second(&path).await?;
-    let address = config.streaming_address();
+    let (address, metrics) = (config.streaming_address(), config.metrics_address());
     let runtime = Runtime::open(config).await?;
     let streaming = Streaming::bind(address, Arc::<Runtime>::clone(&runtime)).await?;
     let sessions = streaming.clone();
+    if let Some(address) = metrics {
+        let listener = numbers::bind(address).await.map_err(Failure)?;
+        tokio::spawn(numbers::serve(listener, Arc::clone(&runtime)));
+    }
     let socket = listen(&path)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -5,7 +5,10 @@ use std::{fmt::Write as _, time::Duration};
 use oci_distribution::{errors::OciEnvelope, manifest as media};
 use reqwest::{
     Response, StatusCode, Url,
-    header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE},
+    header::{
+        ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+        WWW_AUTHENTICATE,
+    },
 };
 
 use super::auth::{Auth, Credentials};
@@ -95,7 +98,8 @@ impl HostClient {
         Self { host, transport, auth }
     }
 
-    /// Asks, answers one challenge, follows redirects. The response has status 200 or 206.
+    /// Asks, answers one challenge, follows redirects. The response has status 200 or 206, or 416 when a part was
+    /// asked for.
     pub(super) async fn get(
         &self,
         reference: &Reference,
@@ -112,6 +116,7 @@ impl HostClient {
                 .unwrap_or_else(|_| Err(self.silent(reference, &ask.path, silence)))?;
             match response.status() {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
+                StatusCode::RANGE_NOT_SATISFIABLE if ask.offset > 0 => return Ok(response),
                 StatusCode::UNAUTHORIZED if !answered => {
                     let headers = response.headers().get_all(WWW_AUTHENTICATE);
                     let challenges: Vec<String> =
@@ -212,9 +217,7 @@ impl HostClient {
     /// A status that is neither 200 nor 206, with the mend.
     async fn refused(&self, reference: &Reference, path: &str, response: Response) -> Failure {
         let status = response.status();
-        let retry_after =
-            response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-        let after = retry_after.map(Duration::from_secs);
+        let after = response.headers().get(RETRY_AFTER).and_then(|value| rest(value.to_str().ok()?));
         let body = tokio::time::timeout(CONNECT_TIMEOUT, read_bounded(response, MAX_ERROR)).await;
         let said = body.ok().and_then(Result::ok).map(|body| said(&body)).unwrap_or_default();
         let (kind, mend, retry) = match status.as_u16() {
@@ -242,7 +245,9 @@ impl HostClient {
             408 | 500..=599 => (ErrorKind::Unavailable, "it is in trouble; try again later", Some(after)),
             _ => (ErrorKind::FailedPrecondition, "it is perhaps no registry; check the host", None),
         };
-        self.failure(reference, kind, format!("{path}: {status}: {mend}{said}"), retry)
+        let wait =
+            after.map(|after| format!(" (it asks for {} s of rest)", after.as_secs())).unwrap_or_default();
+        self.failure(reference, kind, format!("{path}: {status}: {mend}{wait}{said}"), retry)
     }
 
     pub(super) fn body_failure(&self, reference: &Reference, path: &str, error: BodyError) -> Failure {
@@ -285,6 +290,17 @@ fn redirected(from: &Url, target: Option<&str>) -> Result<Url, &'static str> {
         ),
         Some(next) => Ok(next),
     }
+}
+
+/// How long a host wants to be left alone: seconds, or until a date (RFC 9110, Retry-After).
+fn rest(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = chrono::DateTime::parse_from_rfc2822(text).ok()?;
+    let until = std::time::UNIX_EPOCH + Duration::from_secs(u64::try_from(until.timestamp()).ok()?);
+    Some(until.duration_since(std::time::SystemTime::now()).unwrap_or_default())
 }
 
 /// What a registry says about an error, for the end of a message.
@@ -341,6 +357,18 @@ pub(super) async fn read_bounded(mut response: Response, limit: u64) -> Result<V
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wish_for_rest_is_in_seconds_or_a_date() {
+        let seconds = |text: &str| rest(text).map(|rest| rest.as_secs());
+        assert_eq!(seconds("7"), Some(7));
+        assert_eq!(seconds(" 0 "), Some(0));
+        assert_eq!(seconds("Wed, 21 Oct 2015 07:28:00 GMT"), Some(0));
+        assert!(seconds("Fri, 31 Dec 2100 23:59:59 GMT").is_some_and(|rest| rest > 1_000_000));
+        for bad in ["", "soon", "-1", "1.5", "Wed, 99 Oct 2015 07:28:00 GMT"] {
+            assert_eq!(seconds(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn redirects_never_leave_https_for_http() {

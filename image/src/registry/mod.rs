@@ -25,11 +25,13 @@ use std::{
 
 pub use auth::Credentials;
 use client::{Ask, Failure, HostClient};
+pub(crate) use download::Wish;
 
 use crate::{
     digest::Digest,
     error::{ErrorKind, ImageError},
     hosts::{self, Host},
+    pull::{Counters, add},
     reference::Reference,
 };
 
@@ -39,6 +41,8 @@ const MAX_MANIFEST: u64 = 4 << 20;
 pub(crate) const MAX_CONFIG: u64 = 8 << 20;
 /// Attempts at one request before the next host is tried.
 const ATTEMPTS: u32 = 5;
+/// Longest time that a host may ask us to wait; who wants more is not asked again by this pull.
+const LONGEST_REST: Duration = Duration::from_secs(60);
 /// Clients kept for later pulls.
 const KEPT: usize = 64;
 
@@ -47,15 +51,17 @@ pub(crate) struct Registry {
     hosts_dir: PathBuf,
     /// How long a connection may be silent, and the window in which a download must move.
     stall: Duration,
+    counters: Arc<Counters>,
     transports: Mutex<HashMap<Host, reqwest::Client>>,
     clients: Mutex<HashMap<(Host, auth::Fingerprint), Arc<HostClient>>>,
 }
 
 impl Registry {
-    pub(crate) fn new(hosts_dir: PathBuf, stall: Duration) -> Self {
+    pub(crate) fn new(hosts_dir: PathBuf, stall: Duration, counters: Arc<Counters>) -> Self {
         // Fails when the process has chosen a provider already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Self { hosts_dir, stall, transports: Mutex::default(), clients: Mutex::default() }
+        let (transports, clients) = (Mutex::default(), Mutex::default());
+        Self { hosts_dir, stall, counters, transports, clients }
     }
 
     /// Prepares to fetch one image with one caller's credentials. Reads the registry's `hosts.toml`.
@@ -75,7 +81,8 @@ impl Registry {
                 self.client(host, credentials, reference)
             })
             .collect::<Result<_, _>>()?;
-        Ok(Session { reference: reference.clone(), clients, stall: self.stall })
+        let (reference, counters) = (reference.clone(), Arc::clone(&self.counters));
+        Ok(Session { reference, clients, stall: self.stall, counters })
     }
 
     /// The client for a host and credentials; the one made earlier when there is one.
@@ -120,6 +127,7 @@ pub(crate) struct Session {
     pub(crate) reference: Reference,
     clients: Vec<Arc<HostClient>>,
     stall: Duration,
+    counters: Arc<Counters>,
 }
 
 /// A manifest or index as the registry gave it.
@@ -189,6 +197,7 @@ impl Session {
                         if !retry.pause(after).await {
                             break;
                         }
+                        add(&self.counters.retries, 1);
                     }
                 }
             }
@@ -243,18 +252,22 @@ struct Retry {
 
 impl Retry {
     /// Waits before the next attempt, at least as long as the host asked for; false when there were
-    /// enough attempts.
+    /// enough attempts, or when the host wants to be left alone for longer than a caller waits.
     async fn pause(&mut self, asked: Option<Duration>) -> bool {
+        let asked = asked.unwrap_or_default();
         self.attempts += 1;
-        if self.attempts >= ATTEMPTS {
+        if self.attempts >= ATTEMPTS || asked > LONGEST_REST {
             return false;
         }
-        let step = Duration::from_millis(200 << self.attempts.min(6));
-        // Clients that failed together shall not come back together.
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let jitter = step.mul_f64(f64::from(now.subsec_nanos() % 1000) / 2000.0);
-        let asked = asked.unwrap_or_default().min(Duration::from_secs(20));
-        tokio::time::sleep((step / 2 + jitter).max(asked)).await;
+        tokio::time::sleep(self.step().max(asked)).await;
         true
+    }
+
+    /// Between half of and one and a half times a span that doubles: clients that failed together shall not
+    /// come back together.
+    fn step(&self) -> Duration {
+        let step = Duration::from_millis(200 << self.attempts.min(6));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        step / 2 + step.mul_f64(f64::from(now.subsec_micros() % 1000) / 1000.0)
     }
 }
