@@ -56,6 +56,11 @@ impl Underway {
     pub(crate) fn new(parallel: usize, limits: Limits) -> Self {
         Self { tasks: Mutex::default(), permits: Semaphore::new(parallel.max(1)), limits }
     }
+
+    /// Bounds on one unpacked layer.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
 }
 
 /// Where a layer under way stands.
