@@ -1,11 +1,14 @@
 //! `podhold image pull`.
 
-use std::{io::IsTerminal, sync::Arc};
+use std::io::IsTerminal;
 
 use podhold_image::Progress;
+use podhold_proto::images::{Image, PullRequest, PullResponse, pull_response::What};
 use tokio::sync::watch;
+use tonic::Streaming;
 
-use crate::{cli::Failure, runtime::Runtime};
+use super::client::{Client, said};
+use crate::cli::Failure;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -13,18 +16,39 @@ pub(super) struct Arguments {
     reference: String,
 }
 
-pub(super) async fn run(runtime: &Arc<Runtime>, arguments: &Arguments) -> Result<(), Failure> {
-    let reference = arguments.reference.as_str();
+pub(super) async fn run(mut client: Client, arguments: &Arguments) -> Result<(), Failure> {
+    let reference = arguments.reference.clone();
     let (tell, told) = watch::channel(Progress::default());
-    let shown = tokio::spawn(show(reference.to_owned(), told));
-    let pulled = runtime.pull_image(reference, None, Some(tell)).await;
+    let shown = tokio::spawn(show(reference.clone(), told));
+    let answer = client.pull(PullRequest { reference }).await.map_err(|status| said(&status))?;
+    let pulled = follow(answer.into_inner(), tell).await;
     shown.await?;
     println!("{}", pulled?.id);
     Ok(())
 }
 
+/// Passes on how far the pull is, until its end.
+async fn follow(
+    mut messages: Streaming<PullResponse>,
+    tell: watch::Sender<Progress>,
+) -> Result<Image, Failure> {
+    while let Some(message) = messages.message().await.map_err(|status| said(&status))? {
+        match message.what {
+            Some(What::Progress(now)) => drop(tell.send_replace(Progress {
+                layers: now.layers as usize,
+                layers_done: now.layers_done as usize,
+                bytes: now.bytes,
+                bytes_done: now.bytes_done,
+            })),
+            Some(What::Image(image)) => return Ok(image),
+            None => {}
+        }
+    }
+    Err(Failure("the daemon ended before the pull did; pull again".to_owned()))
+}
+
 /// Shows how far a pull is, until its sender is gone.
-pub(super) async fn show(reference: String, mut told: watch::Receiver<Progress>) {
+async fn show(reference: String, mut told: watch::Receiver<Progress>) {
     if !std::io::stderr().is_terminal() {
         return;
     }
