@@ -90,6 +90,12 @@ pub struct ImageConfig {
     /// How long a registry may be silent, and in which time a download must move, in seconds. What stalls is
     /// tried again some times, at the next host where there is one, before the pull fails.
     pub stall_timeout_seconds: u64,
+    /// Whether the compressed blobs of imported images are kept beside the unpacked layers, so that these
+    /// images can be exported where no registry has them.
+    pub keep_imported_blobs: bool,
+    /// Directory of archives (OCI layouts, `docker save`; plain, gzip or zstd) that are imported when the daemon
+    /// starts; empty: none.
+    pub preload_dir: PathBuf,
 }
 
 /// Section `[shim]`.
@@ -197,6 +203,8 @@ impl Default for ImageConfig {
             parallel_layers: 4,
             pinned: Vec::new(),
             stall_timeout_seconds: 30,
+            keep_imported_blobs: true,
+            preload_dir: PathBuf::new(),
         }
     }
 }
@@ -258,6 +266,9 @@ impl Config {
                 &self.image.parallel_layers,
                 "give a number from 1 to 64",
             );
+        }
+        if !self.image.preload_dir.as_os_str().is_empty() && !self.image.preload_dir.is_absolute() {
+            return refuse("image.preload_dir", &self.image.preload_dir, "give an absolute path");
         }
         if self.streaming.address.is_unspecified() {
             let reason = "clients cannot connect to it; give one address of this host";
@@ -408,6 +419,7 @@ mod tests {
             "run_dir = \"/var/lib/podhold\"",
             "[cgroups]\nparent = \"podhold\"",
             "[image]\nparallel_layers = 0",
+            "[image]\npreload_dir = \"archives\"",
             "[cni]\ntimeout_seconds = 0",
             "log_level = \"loud\"",
             "socket = \"podhold.sock\"",

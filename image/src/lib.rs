@@ -10,6 +10,7 @@
 //!
 //! Does not know pods, containers or CRI types.
 
+mod archive;
 mod digest;
 mod error;
 #[cfg(fuzzing)]
@@ -25,11 +26,13 @@ mod store;
 mod sys;
 mod unpack;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{io::Read, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
 
 pub use crate::{
+    archive::{ImportOptions, Imported, pack_directory},
     digest::{ChainId, Digest, InvalidDigest},
     error::{ErrorKind, ImageError, UnpackError},
     platform::Platform,
@@ -68,6 +71,8 @@ pub struct Config {
     pub resume_bytes: u64,
     /// A layer whose download is expected to take less time is not kept while it arrives: it is soon fetched again.
     pub resume_worth: Duration,
+    /// Whether the blobs of imported images are kept, so that they can be exported without a registry.
+    pub keep_imported: bool,
 }
 
 impl Default for Config {
@@ -82,6 +87,7 @@ impl Default for Config {
             limits: Limits::default(),
             resume_bytes: 8 << 30,
             resume_worth: Duration::from_secs(2),
+            keep_imported: true,
         }
     }
 }
@@ -100,6 +106,7 @@ pub(crate) struct Inner {
     counters: Arc<Counters>,
     snapshots: Arc<Overlay>,
     damaged: Vec<(PathBuf, String)>,
+    keep_imported: bool,
 }
 
 impl Images {
@@ -136,6 +143,7 @@ impl Images {
                 counters,
                 snapshots: Arc::new(snapshots),
                 damaged,
+                keep_imported: config.keep_imported,
             };
             Ok(Self { inner: Arc::new(inner) })
         });
@@ -179,10 +187,43 @@ impl Images {
         remove.await.unwrap_or_else(|_| Err(ImageError::Cancelled(name.to_owned())))
     }
 
-    /// What all image layers, and what is kept of unfinished ones, take on disk. Known without looking.
+    /// Gives an image, found as by [`Images::find`], one more tag, which moves here from the image that had
+    /// it. Goes on when the future is dropped.
+    pub async fn tag(&self, name: &str, tag: &Reference) -> Result<Arc<Image>, ImageError> {
+        if tag.digest().is_some() || tag.tag().is_none() {
+            let reason = "it is no tag; name it REPOSITORY:TAG";
+            return Err(ImageError::image(tag, ErrorKind::InvalidArgument, reason));
+        }
+        let (inner, owned, tag) = (Arc::clone(&self.inner), name.to_owned(), tag.clone());
+        let work = tokio::task::spawn_blocking(move || inner.store.tag(&owned, &tag));
+        let tagged = work.await.unwrap_or_else(|_| Err(ImageError::Cancelled(name.to_owned())))?;
+        tagged.ok_or_else(|| ImageError::image(&name, ErrorKind::NotFound, "the image is not here"))
+    }
+
+    /// Imports all images of an archive that run here: an OCI image layout or what `docker save` writes, plain
+    /// or compressed (gzip, zstd). All of them are taken or, on any error, none, and nothing of it remains.
+    ///
+    /// Dropping the future cancels the import as soon as `input` gives its next bytes.
+    pub async fn import(
+        &self,
+        input: Box<dyn Read + Send>,
+        options: ImportOptions,
+    ) -> Result<Imported, ImageError> {
+        archive::import(&self.inner, input, options).await
+    }
+
+    /// Writes images, found as by [`Images::find`], as one archive with the digests they came with. Blobs that
+    /// are not kept here are fetched again from the registry.
+    ///
+    /// Only after success is what went into `out` a whole archive.
+    pub async fn export(&self, names: &[String], out: mpsc::Sender<Bytes>) -> Result<(), ImageError> {
+        archive::export(&self.inner, names, out).await
+    }
+
+    /// What all images, and what is kept of unfinished layers, take on disk. Known without looking.
     pub fn usage(&self) -> Usage {
-        let (layers, partials) = (self.inner.store.layers.usage(), self.inner.underway.partials.usage());
-        Usage { bytes: layers.bytes + partials.bytes, inodes: layers.inodes + partials.inodes }
+        let (images, partials) = (self.inner.store.usage(), self.inner.underway.partials.usage());
+        Usage { bytes: images.bytes + partials.bytes, inodes: images.inodes + partials.inodes }
     }
 
     /// What pulls have done since the store was opened.

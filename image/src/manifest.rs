@@ -11,7 +11,6 @@ use crate::{
     digest::{ChainId, Digest},
     error::{ErrorKind, ImageError},
     platform::Platform,
-    reference::Reference,
     registry::Document,
 };
 
@@ -62,7 +61,7 @@ struct Kind {
 
 /// Reads a manifest or index. `nested`: it was named by an index, so it may not be one.
 pub(crate) fn read(
-    reference: &Reference,
+    reference: &impl ToString,
     document: &Document,
     platform: &Platform,
     nested: bool,
@@ -109,6 +108,11 @@ pub(crate) fn read(
     layout(&manifest)
         .map(Manifest::Image)
         .map_err(|(kind, reason)| ImageError::image(reference, kind, format!("manifest {digest}: {reason}")))
+}
+
+/// The entries of an index; `None` when `body` is none.
+pub(crate) fn index(body: &[u8]) -> Option<OciImageIndex> {
+    serde_json::from_slice(body).ok()
 }
 
 fn choose(index: &OciImageIndex, platform: &Platform) -> Result<Digest, String> {
@@ -175,7 +179,7 @@ pub(crate) fn configuration(raw: &[u8]) -> Result<Configuration, String> {
 
 /// Checks that configuration and manifest belong together and run here.
 pub(crate) fn check(
-    reference: &Reference,
+    reference: &impl ToString,
     layout: &Layout,
     configuration: &Configuration,
     platform: &Platform,

@@ -3,6 +3,7 @@
 //! The gRPC service and `podhold run` both call these and nothing below them. Each changing verb runs in
 //! a task of its own (see [`flight`]) and follows claim, act, commit (see [`crate::state`]).
 
+mod archives;
 mod check;
 mod confinement;
 mod container;
@@ -18,6 +19,7 @@ mod metrics;
 mod network_status;
 mod pod;
 mod pod_resources;
+mod preload;
 mod prepare;
 mod propagation;
 mod reach;
@@ -52,6 +54,7 @@ use podhold_sandbox::{
 };
 
 pub use self::{
+    archives::Pruned,
     exec::ExecOutput,
     image::credentials,
     metrics::{ContainerReading, Disk, PodReading, Reading},
@@ -268,6 +271,7 @@ fn image_config(config: &Config) -> podhold_image::Config {
         parallel_layers: config.image.parallel_layers,
         pinned: config.image.pinned.clone(),
         stall_timeout: config.stall_timeout(),
+        keep_imported: config.image.keep_imported_blobs,
         ..podhold_image::Config::default()
     }
 }

@@ -43,6 +43,11 @@ impl Underway {
     pub(crate) fn new(parallel: usize, limits: Limits, partials: Arc<Partials>) -> Self {
         Self { tasks: Mutex::default(), permits: Semaphore::new(parallel.max(1)), limits, partials }
     }
+
+    /// Bounds on one unpacked layer.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
 }
 
 /// Where a layer under way stands.
@@ -235,20 +240,13 @@ impl Making {
 
     /// Makes the hard links to files of the layers below, which are complete.
     async fn borrow(&self, ingest: Ingest, mut unpacked: Unpacked) -> Result<(Ingest, Unpacked), ImageError> {
-        let (layers, lowers) = (Arc::clone(&self.inner.store.layers), self.job.lowers.clone());
+        let lowers = self.job.lowers.clone();
         let (reference, layer) = (self.session.reference.to_string(), self.job.blob.digest.clone());
-        let borrowing = tokio::task::spawn_blocking(move || {
-            let open = |chain: &ChainId| layers.get(chain).map(|layer| std::fs::File::open(layer.fs));
-            let lowers: Result<Vec<_>, _> = lowers.iter().filter_map(open).collect();
-            let lowers = lowers.map_err(ImageError::io("open the layers below"))?;
-            let lowers: Vec<_> = lowers.into_iter().map(Into::into).collect();
-            let made = unpack::borrow_files(&ingest.root()?, &lowers, &mut unpacked);
-            match made {
-                Ok(()) => Ok((ingest, unpacked)),
-                Err(source) => {
-                    ingest.discard();
-                    Err(ImageError::Layer { reference, layer, source: Arc::new(source) })
-                }
+        let borrowing = tokio::task::spawn_blocking(move || match ingest.borrow(&mut unpacked, &lowers) {
+            Ok(()) => Ok((ingest, unpacked)),
+            Err(source) => {
+                ingest.discard();
+                Err(ImageError::Layer { reference, layer, source: Arc::new(source) })
             }
         });
         borrowing.await.map_err(|_| self.cancelled())?

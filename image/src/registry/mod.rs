@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Largest manifest or index, in bytes (the bound registries themselves use).
-const MAX_MANIFEST: u64 = 4 << 20;
+pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// Largest image configuration, in bytes.
 pub(crate) const MAX_CONFIG: u64 = 8 << 20;
 /// Attempts at one request before the next host is tried.

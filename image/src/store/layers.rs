@@ -27,13 +27,15 @@ use std::{
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::{
-    Usage, record,
+    Usage,
+    blobs::Staging,
+    record,
     sync::{GroupSync, Writing},
     trash::Trash,
 };
 use crate::{
     digest::{ChainId, Digest},
-    error::ImageError,
+    error::{ImageError, UnpackError},
     unpack::{self, Unpacked},
 };
 
@@ -189,6 +191,14 @@ impl Layers {
         Lease { layers: Arc::clone(self), chain }
     }
 
+    /// A directory for the files of an import. Blocks.
+    pub(super) fn stage(&self) -> Result<Staging, ImageError> {
+        let path = self.ingest.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        let made = fs::DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(ImageError::io(format!("make {}", path.display())))?;
+        Ok(Staging::new(path, Arc::clone(&self.trash)))
+    }
+
     /// Starts a new layer. Blocks.
     pub(crate) fn begin(self: &Arc<Self>) -> Result<Ingest, ImageError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -208,9 +218,14 @@ impl Layers {
 
     /// Deletes every layer that nobody holds. Blocks.
     pub(crate) fn collect(&self) -> Result<(), ImageError> {
+        self.collect_among(|_| true)
+    }
+
+    /// Deletes every layer that nobody holds and that is `meant`. Blocks.
+    pub(crate) fn collect_among(&self, meant: impl Fn(&ChainId) -> bool) -> Result<(), ImageError> {
         let mut index = self.index();
-        let unused: Vec<ChainId> =
-            index.layers.keys().filter(|chain| !index.holders.contains_key(*chain)).cloned().collect();
+        let unused = |chain: &&ChainId| !index.holders.contains_key(*chain) && meant(chain);
+        let unused: Vec<ChainId> = index.layers.keys().filter(unused).cloned().collect();
         let removed: Vec<Layer> = unused.iter().filter_map(|chain| index.remove(chain)).collect();
         drop(index);
         let mut first_error = Ok(());
@@ -256,6 +271,21 @@ impl Ingest {
     /// The directory the layer is unpacked into.
     pub(crate) fn root(&self) -> Result<OwnedFd, ImageError> {
         open_directory(&self.path().join("fs"))
+    }
+
+    /// Makes the hard links that `unpacked` has to files of the layers below (`lowers`, nearest first), which are
+    /// complete. Blocks.
+    pub(crate) fn borrow(&self, unpacked: &mut Unpacked, lowers: &[ChainId]) -> Result<(), UnpackError> {
+        if unpacked.links.is_empty() {
+            return Ok(());
+        }
+        let failed = |error: ImageError| UnpackError::Io {
+            operation: "look into the layers below".to_owned(),
+            source: io::Error::other(error),
+        };
+        let below = lowers.iter().filter_map(|chain| self.layers.get(chain));
+        let below: Result<Vec<_>, _> = below.map(|layer| open_directory(&layer.fs)).collect();
+        unpack::borrow_files(&self.root().map_err(failed)?, &below.map_err(failed)?, unpacked)
     }
 
     /// Deletes what was made. Blocks.
@@ -315,8 +345,12 @@ impl Sealed {
         let mut index = layers.index();
         if !index.layers.contains_key(&record.chain) {
             index.insert(Layer { fs: place.join("fs"), record });
+            return Ok(());
         }
-        Ok(())
+        drop(index);
+        // A pull and an import have made the same layer at the same time: the first one counts.
+        let discarded = layers.trash.discard(&place);
+        discarded.map_err(ImageError::io(format!("throw away {}", place.display())))
     }
 }
 

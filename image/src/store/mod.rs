@@ -4,37 +4,38 @@
 //! DIR                      locked by the one process that may change anything here
 //! DIR/images/HEX.json      one record per image, by id; an image counts once this is on disk
 //! DIR/layers/N/…           complete layers           (see `layers`)
+//! DIR/blobs/…              blobs of imported images  (see `blobs`)
 //! DIR/snapshots/KEY/…      writable layers           (see `snapshot`)
 //! ```
 //! Invariants: an image's record is written after all its layers are complete, and deleted before any of
 //! them is; a tag names at most one image; reads wait for no disk.
 
+pub(crate) mod blobs;
+mod image;
 pub(crate) mod layers;
 pub(crate) mod record;
 mod sync;
 pub(crate) mod trash;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use oci_spec::image::ImageConfiguration;
 use rustix::fs::FlockOperation;
 
+pub use self::image::Image;
+pub(crate) use self::image::{Arrival, Contents, NewImage};
 use self::{
+    blobs::{Blobs, Staging},
+    image::ImageRecord,
     layers::{Layers, Lease},
     trash::Trash,
 };
-use crate::{
-    digest::{ChainId, Digest},
-    error::ImageError,
-    manifest,
-    reference::Reference,
-};
+use crate::{digest::Digest, error::ImageError, manifest, reference::Reference};
 
 /// Room taken on disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,64 +46,12 @@ pub struct Usage {
     pub inodes: u64,
 }
 
-/// An image that is complete on this machine. A snapshot of what is known: names may change later.
-#[derive(Debug, Clone)]
-pub struct Image {
-    /// `sha256:` and the digest of its configuration.
-    pub id: String,
-    /// Its tags, canonical, such as `docker.io/library/busybox:latest`.
-    pub tags: Vec<String>,
-    /// Its names by digest, such as `docker.io/library/busybox@sha256:…`.
-    pub digests: Vec<String>,
-    /// Size of its blobs (compressed), in bytes.
-    pub size: u64,
-    /// Its configuration.
-    pub config: ImageConfiguration,
-    /// Its layers, the lowest first.
-    pub layers: Vec<ChainId>,
-    /// Whether the configuration forbids to collect it.
-    pub pinned: bool,
-}
-
-/// What is kept of an image on disk.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-struct ImageRecord {
-    version: u32,
-    id: Digest,
-    tags: Vec<Tag>,
-    digests: Vec<String>,
-    /// Digests of the index and manifest it came from.
-    manifests: Vec<Digest>,
-    size: u64,
-    /// The configuration, byte for byte: the id is its digest.
-    config: String,
-    layers: Vec<ChainId>,
-}
-
-/// A tag, and when it was given: if a power loss leaves it with two images, the later one has it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-struct Tag {
-    name: String,
-    stamp: u64,
-}
-
-/// A pulled image, ready to be recorded.
-pub(crate) struct NewImage {
-    pub(crate) reference: Reference,
-    pub(crate) id: Digest,
-    /// Digest of what the reference names: index or manifest.
-    pub(crate) target: Digest,
-    pub(crate) manifests: Vec<Digest>,
-    pub(crate) size: u64,
-    pub(crate) config: String,
-    pub(crate) layers: Vec<ChainId>,
-}
-
 /// All images of a directory.
 pub(crate) struct Store {
     records: PathBuf,
     pinned: Vec<String>,
     pub(crate) layers: Arc<Layers>,
+    pub(crate) blobs: Blobs,
     state: Mutex<State>,
     /// Held by whoever changes records. Only blocking threads take it.
     writer: Mutex<()>,
@@ -133,7 +82,7 @@ impl Store {
         };
         make(dir)?;
         let lock = lock(dir)?;
-        for name in ["", "images", "layers", "ingest", "trash", "snapshots", "empty"] {
+        for name in ["", "images", "layers", "blobs", "ingest", "trash", "snapshots", "empty"] {
             let path = dir.join(name);
             make(&path)?;
             record::check_directory(&path).map_err(|reason| {
@@ -146,6 +95,7 @@ impl Store {
         let trash = Arc::new(trash);
         let mut damaged = Vec::new();
         let layers = Arc::new(Layers::open(dir, Arc::clone(&trash), &mut damaged)?);
+        let blobs = Blobs::open(dir, Arc::clone(&trash))?;
         let pinned = pinned
             .iter()
             .map(|name| Reference::parse(name).map(|r| r.to_string()))
@@ -154,12 +104,16 @@ impl Store {
             records: dir.join("images"),
             pinned,
             layers,
+            blobs,
             state: Mutex::default(),
             writer: Mutex::default(),
             damaged,
             _lock: lock,
         };
         store.load()?;
+        if let Err(error) = store.collect_blobs() {
+            tracing::warn!(%error, "blobs that no image wants are not deleted; the next start tries again");
+        }
         Ok((store, trash))
     }
 
@@ -247,57 +201,118 @@ impl Store {
         self.records.join(format!("{}.json", id.hex()))
     }
 
-    /// Records a pulled image, whose layers the caller holds. A tag moves here from the image that had
-    /// it. Blocks.
+    /// Records a pulled image, whose layers the caller holds. Blocks.
     pub(crate) fn commit(&self, new: NewImage) -> Result<Arc<Image>, ImageError> {
-        let _writer = self.writer.lock().expect("no panics under this lock");
-        let by_digest = format!("{}@{}", new.reference.name(), new.target);
+        let name = new.reference.name();
         let tag = match (new.reference.tag(), new.reference.digest()) {
-            (Some(tag), None) => Some(format!("{}:{tag}", new.reference.name())),
+            (Some(tag), None) => Some(format!("{name}:{tag}")),
             _ => None,
         };
-        let (earlier, loser, stamp) = {
-            let mut state = self.state();
-            state.stamp += 1;
-            let earlier = state.images.get(new.id.as_str()).map(|entry| entry.record.clone());
-            let holder = tag.as_ref().and_then(|tag| state.names.get(tag));
-            let loser = holder.filter(|id| *id != new.id.as_str()).and_then(|id| state.images.get(id));
-            (earlier.clone(), loser.map(|entry| entry.record.clone()), state.stamp)
-        };
-        let unchanged = earlier.clone();
-        let mut record = earlier.unwrap_or_else(|| ImageRecord {
-            version: 1,
-            id: new.id.clone(),
-            tags: Vec::new(),
-            digests: Vec::new(),
-            manifests: Vec::new(),
+        self.record(&Arrival {
+            tags: tag.into_iter().collect(),
+            digests: vec![format!("{name}@{}", new.target)],
+            id: new.id,
+            target: new.target,
+            manifests: new.manifests,
             size: new.size,
             config: new.config,
             layers: new.layers,
-        });
-        if let Some(name) = tag.clone().filter(|name| !record.tags.iter().any(|tag| tag.name == *name)) {
-            record.tags.push(Tag { name, stamp });
-        }
-        if !record.digests.contains(&by_digest) {
-            record.digests.push(by_digest);
-        }
-        for digest in new.manifests {
-            if !record.manifests.contains(&digest) {
-                record.manifests.push(digest);
-            }
-        }
-        let same = unchanged.is_some_and(|old| {
-            (&old.tags, &old.digests, &old.manifests) == (&record.tags, &record.digests, &record.manifests)
-        });
-        if !same {
+            keep: Vec::new(),
+        })
+    }
+
+    /// Records an image, whose layers the caller holds. Its tags move here from the images that had them.
+    /// Blocks.
+    pub(crate) fn record(&self, arrival: &Arrival) -> Result<Arc<Image>, ImageError> {
+        let _writer = self.writer.lock().expect("no panics under this lock");
+        self.record_alone(arrival)
+    }
+
+    /// [`Store::record`] for who holds the writer lock.
+    fn record_alone(&self, arrival: &Arrival) -> Result<Arc<Image>, ImageError> {
+        self.blobs.keep(&arrival.keep)?;
+        let (earlier, losers, stamp) = {
+            let mut state = self.state();
+            state.stamp += 1;
+            let earlier = state.images.get(arrival.id.as_str()).map(|entry| entry.record.clone());
+            let holders: HashSet<&String> =
+                arrival.tags.iter().filter_map(|tag| state.names.get(tag)).collect();
+            let losers = holders.into_iter().filter(|id| **id != arrival.id.as_str());
+            let losers = losers.filter_map(|id| Some(state.images.get(id)?.record.clone()));
+            (earlier, losers.collect::<Vec<_>>(), state.stamp)
+        };
+        let mut record = earlier.clone().unwrap_or_else(|| ImageRecord::new(arrival));
+        record.take(arrival, stamp);
+        if earlier.as_ref() != Some(&record) {
             record::write(&self.path(&record.id), &record)?;
         }
-        if let Some(mut loser) = loser {
-            loser.tags.retain(|held| Some(&held.name) != tag.as_ref());
+        for mut loser in losers {
+            loser.tags.retain(|held| !arrival.tags.contains(&held.name));
             record::write(&self.path(&loser.id), &loser)?;
             self.publish(loser).map_err(internal)?;
         }
         self.publish(record).map_err(internal)
+    }
+
+    /// Gives an image that is here one more tag. `None` when there is no such image. Blocks.
+    pub(crate) fn tag(&self, name: &str, tag: &Reference) -> Result<Option<Arc<Image>>, ImageError> {
+        let _writer = self.writer.lock().expect("no panics under this lock");
+        let Some(contents) = self.contents(name) else { return Ok(None) };
+        let arrival = Arrival {
+            tags: vec![tag.to_string()],
+            digests: Vec::new(),
+            id: contents.id,
+            target: contents.target,
+            manifests: Vec::new(),
+            size: contents.image.size,
+            config: contents.config,
+            layers: contents.image.layers.clone(),
+            keep: Vec::new(),
+        };
+        self.record_alone(&arrival).map(Some)
+    }
+
+    /// What an image consists of, found as by [`Store::find`]. The index or manifest is the one that `name`
+    /// was given to; of a bare id, the one that came last.
+    pub(crate) fn contents(&self, name: &str) -> Option<Contents> {
+        let image = self.find(name)?;
+        let state = self.state();
+        let record = &state.images.get(&image.id)?.record;
+        let reference = Reference::parse(name).ok();
+        let by_digest = reference.as_ref().and_then(|reference| reference.digest().cloned());
+        let by_digest = by_digest.filter(|digest| record.manifests.contains(digest));
+        let tag = reference.map(|reference| reference.to_string());
+        let tag = tag.and_then(|name| record.tags.iter().find(|tag| tag.name == name));
+        let of_names =
+            record.digests.iter().rev().find_map(|name| Digest::parse(name.split_once('@')?.1).ok());
+        let target = by_digest
+            .or_else(|| tag?.target.clone())
+            .or(of_names)
+            .or_else(|| record.manifests.first().cloned())?;
+        Some(Contents { image, id: record.id.clone(), config: record.config.clone(), target })
+    }
+
+    /// A directory for the files of an import. Blocks.
+    pub(crate) fn stage(&self) -> Result<Staging, ImageError> {
+        self.layers.stage()
+    }
+
+    /// What all images take on disk: their layers, and the blobs that are kept.
+    pub(crate) fn usage(&self) -> Usage {
+        let (layers, blobs) = (self.layers.usage(), self.blobs.usage());
+        Usage { bytes: layers.bytes + blobs.bytes, inodes: layers.inodes + blobs.inodes }
+    }
+
+    /// Deletes blobs that no image wants; who calls it holds the writer lock. While a record cannot be read
+    /// all stay: it may want them.
+    fn collect_blobs(&self) -> Result<(), ImageError> {
+        if !self.damaged.is_empty() {
+            return Ok(());
+        }
+        let state = self.state();
+        let wanted = state.images.values().flat_map(|entry| entry.record.kept.iter().cloned()).collect();
+        drop(state);
+        self.blobs.retain(&wanted)
     }
 
     /// The image of a manifest or index that was pulled before, with its configuration as it was.
@@ -351,8 +366,9 @@ impl Store {
         let removed = state.images.remove(&image.id);
         drop(state);
         drop(removed);
+        let blobs = self.collect_blobs();
         drop(writer);
-        self.layers.collect()
+        self.layers.collect().and(blobs)
     }
 
     pub(crate) fn damaged(&self) -> Vec<(PathBuf, String)> {

@@ -84,7 +84,7 @@ impl Want {
 pub(crate) struct Wanted(Weak<()>);
 
 impl Wanted {
-    fn still(&self) -> bool {
+    pub(crate) fn still(&self) -> bool {
         self.0.strong_count() > 0
     }
 }
