@@ -99,6 +99,8 @@ pub struct Runtime {
     usage: stats::Memory,
     /// Held by who writes or removes the status files of containers; by threads that may block only.
     status_files: std::sync::Mutex<()>,
+    /// Held by who takes up or removes what was damaged.
+    looking: tokio::sync::Mutex<()>,
     /// What the state directory's disk has not taken yet.
     undone: upkeep::Undone,
     /// What was last found of that disk.
@@ -165,6 +167,7 @@ impl Runtime {
             network_status: network_status::NetworkStatus::default(),
             usage: stats::Memory::default(),
             status_files: std::sync::Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
             undone: upkeep::Undone::default(),
             last_room: std::sync::Mutex::new(Room::Enough),
             room_looks: Arc::new(tokio::sync::Semaphore::new(1)),
