@@ -38,7 +38,7 @@ impl Session {
         let mut transfer = Transfer { digest, size, offset: 0, pieces, moved, stall: self.stall };
         let mut last = None;
         let mut attempts = 0;
-        for client in self.clients.iter().filter(|client| client.host.pull) {
+        for client in self.hosts(false) {
             let mut retry = Retry::default();
             loop {
                 let before = transfer.offset;
