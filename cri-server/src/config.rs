@@ -81,8 +81,17 @@ pub struct CniConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImageConfig {
-    /// Directory of per-registry settings (`HOST/hosts.toml`, containerd's format).
-    pub hosts_dir: PathBuf,
+    /// Directories of per-registry settings (`HOST/hosts.toml`, containerd's format; certificates in Docker's
+    /// layout); the first that has something for a registry counts. `hosts_dir = "/one"` means the same.
+    #[serde(alias = "hosts_dir", deserialize_with = "one_or_more")]
+    pub hosts_dirs: Vec<PathBuf>,
+    /// Files with credentials of this node, in Docker's form, for pulls that bring none and for mirrors; the
+    /// first that has some counts. With `DOCKER_CONFIG` in the daemon's environment the default names the file
+    /// there in place of root's own.
+    pub credential_files: Vec<PathBuf>,
+    /// Directories in which the credential helpers (`docker-credential-NAME`) that these files name are looked
+    /// for, in order.
+    pub credential_helper_dirs: Vec<PathBuf>,
     /// Layers of one pull that are fetched and unpacked side by side.
     pub parallel_layers: usize,
     /// References of images that are never collected.
@@ -199,7 +208,11 @@ impl Default for CniConfig {
 impl Default for ImageConfig {
     fn default() -> Self {
         Self {
-            hosts_dir: "/etc/podhold/certs.d".into(),
+            hosts_dirs: ["/etc/podhold/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"]
+                .map(PathBuf::from)
+                .to_vec(),
+            credential_files: credential_files(std::env::var_os("DOCKER_CONFIG").map(PathBuf::from)),
+            credential_helper_dirs: ["/usr/local/bin", "/usr/bin", "/bin"].map(PathBuf::from).to_vec(),
             parallel_layers: 4,
             pinned: Vec::new(),
             stall_timeout_seconds: 30,
@@ -270,6 +283,16 @@ impl Config {
         if !self.image.preload_dir.as_os_str().is_empty() && !self.image.preload_dir.is_absolute() {
             return refuse("image.preload_dir", &self.image.preload_dir, "give an absolute path");
         }
+        let lists = [
+            ("image.hosts_dirs", &self.image.hosts_dirs),
+            ("image.credential_files", &self.image.credential_files),
+            ("image.credential_helper_dirs", &self.image.credential_helper_dirs),
+        ];
+        for (key, list) in lists {
+            if let Some(path) = list.iter().find(|path| !path.is_absolute()) {
+                return refuse(key, path, "give absolute paths");
+            }
+        }
         if self.streaming.address.is_unspecified() {
             let reason = "clients cannot connect to it; give one address of this host";
             return refuse("streaming.address", &self.streaming.address, reason);
@@ -337,6 +360,31 @@ impl Config {
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("every field has a TOML form")
     }
+}
+
+/// Where the peers keep credentials, ours first.
+fn credential_files(docker: Option<PathBuf>) -> Vec<PathBuf> {
+    vec![
+        "/etc/podhold/auth.json".into(),
+        "/var/lib/kubelet/config.json".into(),
+        "/run/containers/0/auth.json".into(),
+        "/root/.config/containers/auth.json".into(),
+        docker.filter(|dir| dir.is_absolute()).unwrap_or_else(|| "/root/.docker".into()).join("config.json"),
+    ]
+}
+
+/// A path, or a list of paths.
+fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a path or a list of paths")]
+    enum Paths {
+        One(PathBuf),
+        More(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(deserializer)? {
+        Paths::One(path) => vec![path],
+        Paths::More(paths) => paths,
+    })
 }
 
 /// Reads one file, and checks it alone so that an error names it.
@@ -427,9 +475,29 @@ mod tests {
             "[shim]\nbinary = \"podhold-shim\"",
             "[streaming]\naddress = \"0.0.0.0\"",
             "[metrics]\naddress = \"localhost\"",
+            "[image]\nhosts_dirs = [\"certs.d\"]",
+            "[image]\ncredential_files = [\"config.json\"]",
         ] {
             let config: Config = toml::from_str(text).unwrap();
             assert!(config.checked().is_err(), "{text}");
         }
+    }
+    #[test]
+    fn hosts_directories_are_one_or_more() {
+        let dirs = |text: &str| toml::from_str::<Config>(text).map(|config| config.image.hosts_dirs);
+        let one = vec![PathBuf::from("/a")];
+        assert_eq!(dirs("[image]\nhosts_dir = \"/a\"").unwrap(), one);
+        assert_eq!(dirs("[image]\nhosts_dirs = [\"/a\"]").unwrap(), one);
+        assert_eq!(dirs("[image]\nhosts_dirs = \"/a\"").unwrap(), one);
+        let message = dirs("[image]\nhosts_dirs = 1").unwrap_err().to_string();
+        assert!(message.contains("a path or a list of paths"), "{message}");
+    }
+
+    #[test]
+    fn dockers_directory_is_where_its_variable_says() {
+        assert!(credential_files(None).contains(&"/root/.docker/config.json".into()));
+        assert!(credential_files(Some("rel".into())).contains(&"/root/.docker/config.json".into()));
+        let moved = credential_files(Some("/x".into()));
+        assert_eq!(moved.last(), Some(&PathBuf::from("/x/config.json")));
     }
 }

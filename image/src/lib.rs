@@ -11,7 +11,9 @@
 //! Does not know pods, containers or CRI types.
 
 mod archive;
+mod credentials;
 mod digest;
+mod documents;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -21,6 +23,7 @@ mod platform;
 mod pull;
 mod reference;
 mod registry;
+mod small_file;
 mod snapshot;
 mod store;
 mod sys;
@@ -33,12 +36,12 @@ use tokio::sync::{mpsc, watch};
 
 pub use crate::{
     archive::{ImportOptions, Imported, pack_directory},
+    credentials::{CredentialSources, Credentials, Forms, is_server_of},
     digest::{ChainId, Digest, InvalidDigest},
     error::{ErrorKind, ImageError, UnpackError},
     platform::Platform,
     pull::{Activity, LayerProgress, LayerStage, Progress},
     reference::{InvalidReference, Reference},
-    registry::Credentials,
     snapshot::{IdMap, IdRange, SnapshotError, Snapshots},
     store::{Image, Usage},
     unpack::Limits,
@@ -55,8 +58,11 @@ use crate::{
 pub struct Config {
     /// Directory of images, layers and snapshots; on one file system that can be overlayfs's upper layer.
     pub dir: PathBuf,
-    /// Directory of `hosts.toml` directories, in containerd's format.
-    pub hosts_dir: PathBuf,
+    /// Directories of `hosts.toml` directories, in containerd's format; the first that has something for a
+    /// registry counts.
+    pub hosts_dirs: Vec<PathBuf>,
+    /// Credentials of this machine, for pulls that bring none and for mirrors.
+    pub credentials: CredentialSources,
     /// Layers downloaded and unpacked at once, over all pulls.
     pub parallel_layers: usize,
     /// What images must run on.
@@ -79,7 +85,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             dir: "/var/lib/podhold/images".into(),
-            hosts_dir: "/etc/podhold/certs.d".into(),
+            hosts_dirs: vec!["/etc/podhold/certs.d".into()],
+            credentials: CredentialSources::default(),
             parallel_layers: 3,
             platform: Platform::default(),
             pinned: Vec::new(),
@@ -137,7 +144,12 @@ impl Images {
             let counters = Arc::new(Counters::default());
             let inner = Inner {
                 platform: config.platform,
-                registry: Registry::new(config.hosts_dir, config.stall_timeout, Arc::clone(&counters)),
+                registry: Registry::new(
+                    config.hosts_dirs,
+                    config.credentials,
+                    config.stall_timeout,
+                    Arc::clone(&counters),
+                ),
                 store,
                 underway: Underway::new(config.parallel_layers, config.limits, partials),
                 counters,

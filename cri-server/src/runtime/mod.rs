@@ -270,7 +270,11 @@ fn lock(dir: &Path) -> Result<std::fs::File> {
 fn image_config(config: &Config) -> podhold_image::Config {
     podhold_image::Config {
         dir: config.state_dir.join("images"),
-        hosts_dir: config.image.hosts_dir.clone(),
+        hosts_dirs: config.image.hosts_dirs.clone(),
+        credentials: podhold_image::CredentialSources {
+            files: config.image.credential_files.clone(),
+            helper_dirs: config.image.credential_helper_dirs.clone(),
+        },
         parallel_layers: config.image.parallel_layers,
         pinned: config.image.pinned.clone(),
         stall_timeout: config.stall_timeout(),

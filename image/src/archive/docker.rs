@@ -87,7 +87,7 @@ fn image(
     let raw = staged.read(&config, "the image configuration", MAX_CONFIG)?;
     let (text, configuration) = self::configuration(&origin, &label, raw)?;
     let (os, arch) = (configuration.parsed.os(), configuration.parsed.architecture());
-    if !platform.runs(os, arch) {
+    if !platform.runs(os, arch, configuration.parsed.variant().as_deref()) {
         skipped.push(format!("{label}: made for {os}/{arch}, this machine is {platform}"));
         return Ok(None);
     }

@@ -65,17 +65,20 @@ async fn prepare(inner: &Arc<Inner>, name: &str, contents: Contents) -> Result<R
     let mut source = Source { inner, name, image: &contents, session: None, asked: false };
     let top = source.document(&contents.target).await?;
     let mut documents = vec![top];
-    let layout = match manifest::read(&name, &documents[0], &inner.platform, false)? {
+    let layout = match manifest::read(&name, &documents[0], &inner.platform)? {
         Manifest::Image(layout) => layout,
-        Manifest::Index(digest) => {
+        Manifest::Index(candidates, _) => {
+            let digest = candidates.into_iter().next().map(|blob| blob.digest).ok_or_else(|| {
+                ImageError::image(&name, ErrorKind::DataLoss, "its index has no image for this machine")
+            })?;
             documents.push(source.document(&digest).await?);
-            match manifest::read(&name, &documents[1], &inner.platform, true)? {
+            match manifest::read(&name, &documents[1], &inner.platform)? {
                 Manifest::Image(layout) => layout,
-                Manifest::Index(_) => {
+                Manifest::Index(..) => {
                     return Err(ImageError::image(
                         &name,
                         ErrorKind::FailedPrecondition,
-                        "an index within an index",
+                        "it came from an index within an index, which is not exported; copy it by skopeo",
                     ));
                 }
             }

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     digest::Digest,
     error::{ErrorKind, ImageError},
-    manifest::{self, Layout, Manifest},
+    manifest::{self, Blob, Layout, Manifest},
     platform::Platform,
     reference::Reference,
     registry::{Document, MAX_CONFIG, MAX_MANIFEST},
@@ -35,8 +35,10 @@ pub(super) fn plan(staged: &mut Staged, platform: &Platform) -> Result<Plan, Ima
     }
     let mut plan = Plan::default();
     for entry in &index.manifests {
-        if let Some(other) =
-            entry.platform.as_ref().filter(|other| !platform.runs(&other.os, &other.architecture))
+        if let Some(other) = entry
+            .platform
+            .as_ref()
+            .filter(|other| !platform.runs(&other.os, &other.architecture, other.variant.as_deref()))
         {
             plan.skipped.push(format!(
                 "{}: made for {}/{}, this machine is {platform}",
@@ -88,14 +90,18 @@ impl Reading<'_> {
         let mut documents = vec![file];
         if let Some(index) = manifest::index(&document.body).filter(|index| !index.manifests.is_empty()) {
             self.tell_platforms(&label, &index.manifests);
-            if self.platform.choose(&index.manifests).is_none() {
+            if self.platform.candidates(&index.manifests).is_empty() {
                 self.skipped.push(format!("{label}: there is no image for {}", self.platform));
                 return Ok(None);
             }
         }
-        let layout = match manifest::read(&what, &document, self.platform, false)? {
+        let layout = match manifest::read(&what, &document, self.platform)? {
             Manifest::Image(layout) => layout,
-            Manifest::Index(digest) => {
+            Manifest::Index(candidates, _) => {
+                let Some(Blob { digest, .. }) = candidates.into_iter().next() else {
+                    self.skipped.push(format!("{label}: there is no image for {}", self.platform));
+                    return Ok(None);
+                };
                 let Some((file, body)) = self.document(&digest)? else {
                     let reason = format!("the image for {} ({digest}) is not in the archive", self.platform);
                     self.skipped.push(format!("{label}: {reason}"));
@@ -103,9 +109,9 @@ impl Reading<'_> {
                 };
                 documents.push(file);
                 document = Document { digest, media_type: None, body };
-                match manifest::read(&what, &document, self.platform, true)? {
+                match manifest::read(&what, &document, self.platform)? {
                     Manifest::Image(layout) => layout,
-                    Manifest::Index(_) => {
+                    Manifest::Index(..) => {
                         return Err(corrupt(self.origin, "an index within an index is not supported"));
                     }
                 }
@@ -127,7 +133,7 @@ impl Reading<'_> {
         let raw = self.staged.read(&config, "the image configuration", MAX_CONFIG)?;
         let (config, configuration) = docker::configuration(self.origin, label, raw)?;
         let (os, arch) = (configuration.parsed.os(), configuration.parsed.architecture());
-        if !self.platform.runs(os, arch) {
+        if !self.platform.runs(os, arch, configuration.parsed.variant().as_deref()) {
             self.skipped.push(format!("{label}: made for {os}/{arch}, this machine is {}", self.platform));
             return Ok(None);
         }
@@ -181,7 +187,7 @@ impl Reading<'_> {
 
     /// Says which platforms of an index are left out.
     fn tell_platforms(&mut self, label: &str, entries: &[ImageIndexEntry]) {
-        let chosen = self.platform.choose(entries).map(|entry| &entry.digest);
+        let chosen = self.platform.candidates(entries).first().map(|entry| &entry.digest);
         for entry in entries.iter().filter(|entry| Some(&entry.digest) != chosen) {
             let Some(other) = &entry.platform else { continue };
             let there = Digest::parse(&entry.digest)

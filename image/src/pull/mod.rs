@@ -31,10 +31,11 @@ use self::{
 use crate::{
     Inner,
     digest::{ChainId, Digest},
+    documents,
     error::{ErrorKind, ImageError},
-    manifest::{self, Configuration, Layout, Manifest},
+    manifest::{self, Configuration, Layout},
     reference::Reference,
-    registry::{self, Document, Session},
+    registry::{self, Session},
     store::{Image, NewImage},
 };
 
@@ -72,8 +73,8 @@ async fn bring(
         return commit(inner, new, image.layers.clone()).await;
     }
     let target = top.digest.clone();
-    let (document, layout) = image_manifest(inner, &session, top).await?;
-    let (raw, configuration) = configuration(inner, &session, &layout).await?;
+    let (document, layout) = documents::image_manifest(&session, &inner.platform, top).await?;
+    let (raw, configuration) = documents::configuration(&session, &inner.store, &layout).await?;
     manifest::check(reference, &layout, &configuration, &inner.platform)?;
     let lease = inner.store.layers.lease(configuration.chain.clone());
     let jobs = jobs(&layout, &configuration);
@@ -95,46 +96,6 @@ async fn bring(
     let image = commit(inner, new, configuration.chain).await;
     drop(lease);
     image
-}
-
-/// The manifest of this platform's image.
-async fn image_manifest(
-    inner: &Inner,
-    session: &Session,
-    top: Document,
-) -> Result<(Document, Layout), ImageError> {
-    match manifest::read(&session.reference, &top, &inner.platform, false)? {
-        Manifest::Image(layout) => Ok((top, layout)),
-        Manifest::Index(digest) => {
-            let document = session.manifest_by_digest(&digest).await?;
-            match manifest::read(&session.reference, &document, &inner.platform, true)? {
-                Manifest::Image(layout) => Ok((document, layout)),
-                Manifest::Index(_) => {
-                    let reason = "an index within an index is not supported";
-                    Err(ImageError::image(&session.reference, ErrorKind::FailedPrecondition, reason))
-                }
-            }
-        }
-    }
-}
-
-/// The image's configuration; asked for only when it is not here.
-async fn configuration(
-    inner: &Inner,
-    session: &Session,
-    layout: &Layout,
-) -> Result<(String, Configuration), ImageError> {
-    let corrupt = |reason: String| ImageError::image(&session.reference, ErrorKind::DataLoss, reason);
-    let raw = match inner.store.config(&layout.config.digest) {
-        Some(raw) => raw,
-        None => {
-            let bytes = session.small_blob(&layout.config.digest, registry::MAX_CONFIG).await?;
-            String::from_utf8(bytes)
-                .map_err(|_| corrupt("the image configuration is not UTF-8 text".to_owned()))?
-        }
-    };
-    let configuration = manifest::configuration(raw.as_bytes()).map_err(corrupt)?;
-    Ok((raw, configuration))
 }
 
 fn jobs(layout: &Layout, configuration: &Configuration) -> Vec<LayerJob> {

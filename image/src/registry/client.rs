@@ -11,10 +11,11 @@ use reqwest::{
     },
 };
 
-use super::auth::{Auth, Credentials};
+use super::auth::Auth;
 use crate::{
+    credentials::Credentials,
     error::{ErrorKind, ImageError},
-    hosts::Host,
+    hosts::{self, Host},
     reference::Reference,
 };
 
@@ -49,6 +50,8 @@ pub(super) struct Failure {
     pub(super) error: ImageError,
     /// Whether it may succeed when repeated, and how long the host wants us to wait.
     pub(super) retry: Option<Option<Duration>>,
+    /// Whether no connection came about.
+    pub(super) unreachable: bool,
 }
 
 /// A host, with connections and the answer to its challenges.
@@ -63,7 +66,7 @@ pub(super) fn transport(host: &Host) -> Result<reqwest::Client, String> {
     let build = |system_roots: bool| -> Result<reqwest::Client, String> {
         let mut builder = reqwest::Client::builder()
             .user_agent(USER_AGENT)
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(host.dial_timeout.unwrap_or(CONNECT_TIMEOUT))
             .pool_idle_timeout(Duration::from_secs(30))
             // Followed by hand: headers meant for this host must not reach others.
             .redirect(reqwest::redirect::Policy::none())
@@ -121,10 +124,11 @@ impl HostClient {
                     let headers = response.headers().get_all(WWW_AUTHENTICATE);
                     let challenges: Vec<String> =
                         headers.iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect();
-                    let answer =
-                        self.auth.answer(repository, &challenges, authorization.as_ref()).await.map_err(
-                            |reason| self.failure(reference, ErrorKind::Unavailable, reason, Some(None)),
-                        )?;
+                    let answer = self.auth.answer(repository, &challenges, authorization.as_ref());
+                    let answer = answer.await.map_err(|no| {
+                        let retry = no.passing.then_some(None);
+                        self.failure(reference, ErrorKind::Unavailable, no.reason, retry)
+                    })?;
                     let Some(answer) = answer else {
                         return Err(self.refused(reference, &ask.path, response).await);
                     };
@@ -145,9 +149,10 @@ impl HostClient {
     ) -> Result<Response, Failure> {
         let unreachable = |error: reqwest::Error| {
             let kind = ErrorKind::Unavailable;
-            let hint = if error.is_connect() { "cannot be reached" } else { "broke off" };
+            let unreachable = error.is_connect();
+            let hint = if unreachable { "cannot be reached" } else { "broke off" };
             let reason = format!("{}: {hint}: {}", ask.path, causes(error.without_url()));
-            self.failure(reference, kind, reason, Some(None))
+            Failure { unreachable, ..self.failure(reference, kind, reason, Some(None)) }
         };
         let mut url = self.url(reference, &ask.path)?;
         let mut own = self.headers(reference, authorization)?;
@@ -178,7 +183,7 @@ impl HostClient {
     fn url(&self, reference: &Reference, path: &str) -> Result<Url, Failure> {
         let Host { scheme, authority, path: prefix, .. } = &self.host;
         let mut text = format!("{scheme}://{authority}{prefix}/{}/{path}", reference.repository());
-        if !self.host.upstream {
+        if *authority != hosts::authority_of(reference.registry()) {
             // Tells a mirror of several registries which one is meant (containerd's convention).
             let _ = write!(text, "?ns={}", reference.registry());
         }
@@ -270,7 +275,7 @@ impl HostClient {
         reason: String,
         retry: Option<Option<Duration>>,
     ) -> Failure {
-        Failure { error: self.error(reference, kind, reason), retry }
+        Failure { error: self.error(reference, kind, reason), retry, unreachable: false }
     }
 
     pub(super) fn error(&self, reference: &Reference, kind: ErrorKind, reason: String) -> ImageError {

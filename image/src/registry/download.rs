@@ -55,7 +55,7 @@ impl Session {
         }
         let mut last = None;
         let mut attempts = 0;
-        for client in self.clients.iter().filter(|client| client.host.pull) {
+        for client in self.hosts(false) {
             let mut retry = Retry::default();
             transfer.without_range = false;
             loop {

@@ -8,6 +8,7 @@
 )]
 
 pub mod debian;
+pub mod scripted;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -38,7 +39,7 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config {
             dir: dir.path().join("images"),
-            hosts_dir: dir.path().join("certs.d"),
+            hosts_dirs: vec![dir.path().join("certs.d")],
             stall_timeout: Duration::from_secs(5),
             ..Config::default()
         };
