@@ -14,8 +14,8 @@ what="${1:-test}"
 for_building="gcc libc6-dev libseccomp-dev"
 # Network plugins, what they call, and what the demo and the tests start.
 for_running="containernetworking-plugins iptables nftables iproute2 docker-registry busybox-static util-linux procps"
-# A terminal for the tests.
-for_testing="tmux"
+# A terminal for the tests, and other people's image tools to compare with.
+for_testing="tmux skopeo umoci"
 # libFuzzer is C++.
 for_fuzzing="g++"
 # The official client and suite (Go module sigs.k8s.io/cri-tools): the version we want, and the one that is

@@ -9,6 +9,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .compile_fds(cri)?;
     let shim = protox::compile(["shim/v1/shim.proto"], ["."])?;
     tonic_prost_build::configure().compile_fds(shim)?;
+    let own = protox::compile(["podhold/v1/images.proto"], ["."])?;
+    tonic_prost_build::configure().bytes(".").compile_fds(own)?;
+    println!("cargo:rerun-if-changed=podhold");
     println!("cargo:rerun-if-changed=cri");
     println!("cargo:rerun-if-changed=shim");
     Ok(())

@@ -41,6 +41,8 @@ pub struct Config {
     pub shim: ShimConfig,
     /// Where exec, attach and port-forward are served.
     pub streaming: StreamingConfig,
+    /// Where numbers of the daemon itself are served.
+    pub metrics: MetricsConfig,
 }
 
 /// Section `[cgroups]`.
@@ -79,8 +81,17 @@ pub struct CniConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImageConfig {
-    /// Directory of per-registry settings (`HOST/hosts.toml`, containerd's format).
-    pub hosts_dir: PathBuf,
+    /// Directories of per-registry settings (`HOST/hosts.toml`, containerd's format; certificates in Docker's
+    /// layout); the first that has something for a registry counts. `hosts_dir = "/one"` means the same.
+    #[serde(alias = "hosts_dir", deserialize_with = "one_or_more")]
+    pub hosts_dirs: Vec<PathBuf>,
+    /// Files with credentials of this node, in Docker's form, for pulls that bring none and for mirrors; the
+    /// first that has some counts. With `DOCKER_CONFIG` in the daemon's environment the default names the file
+    /// there in place of root's own.
+    pub credential_files: Vec<PathBuf>,
+    /// Directories in which the credential helpers (`docker-credential-NAME`) that these files name are looked
+    /// for, in order.
+    pub credential_helper_dirs: Vec<PathBuf>,
     /// Layers of one pull that are fetched and unpacked side by side.
     pub parallel_layers: usize,
     /// References of images that are never collected.
@@ -88,6 +99,12 @@ pub struct ImageConfig {
     /// How long a registry may be silent, and in which time a download must move, in seconds. What stalls is
     /// tried again some times, at the next host where there is one, before the pull fails.
     pub stall_timeout_seconds: u64,
+    /// Whether the compressed blobs of imported images are kept beside the unpacked layers, so that these
+    /// images can be exported where no registry has them.
+    pub keep_imported_blobs: bool,
+    /// Directory of archives (OCI layouts, `docker save`; plain, gzip or zstd) that are imported when the daemon
+    /// starts; empty: none.
+    pub preload_dir: PathBuf,
 }
 
 /// Section `[shim]`.
@@ -107,6 +124,14 @@ pub struct StreamingConfig {
     pub address: IpAddr,
     /// TCP port; 0 is one that is free.
     pub port: u16,
+}
+
+/// Section `[metrics]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Address and TCP port at which Prometheus finds `/metrics`, such as `127.0.0.1:9393`; empty: nowhere.
+    pub address: String,
 }
 
 /// Why a configuration cannot be used.
@@ -153,6 +178,7 @@ impl Default for Config {
             image: ImageConfig::default(),
             shim: ShimConfig::default(),
             streaming: StreamingConfig::default(),
+            metrics: MetricsConfig::default(),
         }
     }
 }
@@ -182,10 +208,16 @@ impl Default for CniConfig {
 impl Default for ImageConfig {
     fn default() -> Self {
         Self {
-            hosts_dir: "/etc/podhold/certs.d".into(),
+            hosts_dirs: ["/etc/podhold/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"]
+                .map(PathBuf::from)
+                .to_vec(),
+            credential_files: credential_files(std::env::var_os("DOCKER_CONFIG").map(PathBuf::from)),
+            credential_helper_dirs: ["/usr/local/bin", "/usr/bin", "/bin"].map(PathBuf::from).to_vec(),
             parallel_layers: 4,
             pinned: Vec::new(),
             stall_timeout_seconds: 30,
+            keep_imported_blobs: true,
+            preload_dir: PathBuf::new(),
         }
     }
 }
@@ -248,9 +280,26 @@ impl Config {
                 "give a number from 1 to 64",
             );
         }
+        if !self.image.preload_dir.as_os_str().is_empty() && !self.image.preload_dir.is_absolute() {
+            return refuse("image.preload_dir", &self.image.preload_dir, "give an absolute path");
+        }
+        let lists = [
+            ("image.hosts_dirs", &self.image.hosts_dirs),
+            ("image.credential_files", &self.image.credential_files),
+            ("image.credential_helper_dirs", &self.image.credential_helper_dirs),
+        ];
+        for (key, list) in lists {
+            if let Some(path) = list.iter().find(|path| !path.is_absolute()) {
+                return refuse(key, path, "give absolute paths");
+            }
+        }
         if self.streaming.address.is_unspecified() {
             let reason = "clients cannot connect to it; give one address of this host";
             return refuse("streaming.address", &self.streaming.address, reason);
+        }
+        if !self.metrics.address.is_empty() && self.metrics_address().is_none() {
+            let reason = "give an address and a port, such as 127.0.0.1:9393, or nothing";
+            return refuse("metrics.address", &self.metrics.address, reason);
         }
         if self.image.stall_timeout_seconds == 0 {
             return refuse("image.stall_timeout_seconds", &0, "give a positive number of seconds");
@@ -284,6 +333,11 @@ impl Config {
         SocketAddr::new(self.streaming.address, self.streaming.port)
     }
 
+    /// Where numbers of the daemon itself are served.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.address.parse().ok()
+    }
+
     /// The cgroup driver.
     pub fn cgroup_driver(&self) -> Driver {
         match self.cgroups.driver {
@@ -306,6 +360,31 @@ impl Config {
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("every field has a TOML form")
     }
+}
+
+/// Where the peers keep credentials, ours first.
+fn credential_files(docker: Option<PathBuf>) -> Vec<PathBuf> {
+    vec![
+        "/etc/podhold/auth.json".into(),
+        "/var/lib/kubelet/config.json".into(),
+        "/run/containers/0/auth.json".into(),
+        "/root/.config/containers/auth.json".into(),
+        docker.filter(|dir| dir.is_absolute()).unwrap_or_else(|| "/root/.docker".into()).join("config.json"),
+    ]
+}
+
+/// A path, or a list of paths.
+fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a path or a list of paths")]
+    enum Paths {
+        One(PathBuf),
+        More(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(deserializer)? {
+        Paths::One(path) => vec![path],
+        Paths::More(paths) => paths,
+    })
 }
 
 /// Reads one file, and checks it alone so that an error names it.
@@ -388,15 +467,37 @@ mod tests {
             "run_dir = \"/var/lib/podhold\"",
             "[cgroups]\nparent = \"podhold\"",
             "[image]\nparallel_layers = 0",
+            "[image]\npreload_dir = \"archives\"",
             "[cni]\ntimeout_seconds = 0",
             "log_level = \"loud\"",
             "socket = \"podhold.sock\"",
             "[cgroups]\ndriver = \"systemd\"",
             "[shim]\nbinary = \"podhold-shim\"",
             "[streaming]\naddress = \"0.0.0.0\"",
+            "[metrics]\naddress = \"localhost\"",
+            "[image]\nhosts_dirs = [\"certs.d\"]",
+            "[image]\ncredential_files = [\"config.json\"]",
         ] {
             let config: Config = toml::from_str(text).unwrap();
             assert!(config.checked().is_err(), "{text}");
         }
+    }
+    #[test]
+    fn hosts_directories_are_one_or_more() {
+        let dirs = |text: &str| toml::from_str::<Config>(text).map(|config| config.image.hosts_dirs);
+        let one = vec![PathBuf::from("/a")];
+        assert_eq!(dirs("[image]\nhosts_dir = \"/a\"").unwrap(), one);
+        assert_eq!(dirs("[image]\nhosts_dirs = [\"/a\"]").unwrap(), one);
+        assert_eq!(dirs("[image]\nhosts_dirs = \"/a\"").unwrap(), one);
+        let message = dirs("[image]\nhosts_dirs = 1").unwrap_err().to_string();
+        assert!(message.contains("a path or a list of paths"), "{message}");
+    }
+
+    #[test]
+    fn dockers_directory_is_where_its_variable_says() {
+        assert!(credential_files(None).contains(&"/root/.docker/config.json".into()));
+        assert!(credential_files(Some("rel".into())).contains(&"/root/.docker/config.json".into()));
+        let moved = credential_files(Some("/x".into()));
+        assert_eq!(moved.last(), Some(&PathBuf::from("/x/config.json")));
     }
 }

@@ -180,7 +180,7 @@ impl From<Error> for Status {
 impl From<LaunchError> for Error {
     fn from(error: LaunchError) -> Self {
         match &error {
-            LaunchError::Silent { .. } => Self::Deadline(error.to_string()),
+            LaunchError::Silent { .. } | LaunchError::Lost { .. } => Self::Deadline(error.to_string()),
             LaunchError::Io { operation, source } if source.kind() == std::io::ErrorKind::TimedOut => {
                 Self::Deadline(format!("{operation}: not done in time; call again"))
             }

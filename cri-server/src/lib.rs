@@ -17,4 +17,5 @@ pub mod standalone;
 pub mod state;
 pub mod streaming;
 
+mod numbers;
 mod sys;

@@ -83,6 +83,14 @@ pub(crate) enum Hasher {
 }
 
 impl Hasher {
+    pub(crate) fn sha256() -> Self {
+        Self::Sha256(Sha256::new())
+    }
+
+    pub(crate) fn sha512() -> Self {
+        Self::Sha512(Sha512::new())
+    }
+
     /// A hasher with the algorithm of `digest`.
     pub(crate) fn like(digest: &Digest) -> Self {
         if digest.0.starts_with("sha512:") {

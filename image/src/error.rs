@@ -8,7 +8,7 @@ use std::{io, path::PathBuf, sync::Arc};
 use crate::{digest::Digest, reference::InvalidReference};
 
 /// The class of an error; each has one gRPC code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ErrorKind {
     /// The request itself is wrong.
     InvalidArgument,

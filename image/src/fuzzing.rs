@@ -6,8 +6,12 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::{
-    Digest, Limits,
-    unpack::{Expected, Piece, Want, unpack},
+    Credentials, Digest, Limits, Platform, Reference, credentials, hosts, manifest,
+    registry::{
+        Document,
+        auth::{self, Bearer, Challenge},
+    },
+    unpack::{Arriving, Expected, KeepNothing, Piece, Want, unpack},
 };
 
 /// Unpacks `blob`, whose decompressed archive is `archive`, into the empty directory `root`; answers
@@ -20,5 +24,77 @@ pub fn unpack_layer(blob: &[u8], archive: &[u8], root: OwnedFd) -> bool {
     let sent = sender.try_send(Piece::Data(Bytes::copy_from_slice(blob)));
     let ended = sender.try_send(Piece::End);
     let want = Want::default();
-    sent.is_ok() && ended.is_ok() && unpack(pieces, root, &expected, &want.watched()).is_ok()
+    let arriving = Arriving { pieces, kept: &mut KeepNothing };
+    sent.is_ok() && ended.is_ok() && unpack(arriving, root, &expected, &want.watched()).is_ok()
+}
+
+/// What a manifest or index leads to: digests and sizes; `None` when it is refused. Checks that a refusal is
+/// fit for a message.
+pub fn manifest(body: &[u8], media_type: Option<&str>) -> Option<Vec<(String, u64)>> {
+    let reference = Reference::parse("registry.test/app:1").expect("a plain reference");
+    let document =
+        Document { digest: Digest::of(body), media_type: media_type.map(str::to_owned), body: body.to_vec() };
+    let blobs = match manifest::read(&reference, &document, &Platform::default()) {
+        Ok(manifest::Manifest::Index(blobs, names)) => {
+            assert!(names.iter().all(|name| !name.chars().any(char::is_control)), "{names:?}");
+            blobs
+        }
+        Ok(manifest::Manifest::Image(layout)) => {
+            let mut blobs = layout.layers;
+            blobs.push(layout.config);
+            blobs
+        }
+        Err(error) => {
+            assert!(error.to_string().len() < 10_000, "a message without end");
+            return None;
+        }
+    };
+    Some(blobs.into_iter().map(|blob| (blob.digest.to_string(), blob.size)).collect())
+}
+
+/// How many diff ids and chain ids an image configuration has; `None` when it is refused.
+pub fn image_config(raw: &[u8]) -> Option<(usize, usize)> {
+    let configuration = manifest::configuration(raw).ok()?;
+    let reread = serde_json::to_vec(&configuration.parsed).expect("what was read can be written");
+    let reread = manifest::configuration(&reread).ok();
+    assert_eq!(reread.map(|again| again.chain), Some(configuration.chain.clone()));
+    Some((configuration.diff_ids.len(), configuration.chain.len()))
+}
+
+/// The hosts of a `hosts.toml`: their URLs, and whether the caller's credentials go there.
+pub fn hosts_toml(text: &str, registry: &str, own: bool) -> Result<Vec<(String, bool)>, String> {
+    // No file is there, whatever it names.
+    let hosts = hosts::parse(text, registry, std::path::Path::new("/proc/fuzz/none"), own)?;
+    Ok(hosts.iter().map(|h| (format!("{}://{}{}", h.scheme, h.authority, h.path), h.upstream)).collect())
+}
+
+/// What a credentials file says for an image: the helper with the server it is asked about, and whether there
+/// are credentials in the file itself.
+#[allow(clippy::type_complexity, reason = "for one test")]
+pub fn docker_config(
+    json: &[u8],
+    registry: &str,
+    repository: &str,
+) -> Result<(Option<(String, String)>, Result<Option<Credentials>, String>), String> {
+    let file = credentials::ConfigFile::read(json)?;
+    Ok((file.helper(registry, repository), file.entry(registry, repository)))
+}
+
+/// The credentials in a helper's answer.
+pub fn helper_answer(json: &[u8]) -> Option<Credentials> {
+    credentials::read_answer(json).flatten()
+}
+
+/// Realm, service and scope of the bearer challenge to answer; `Some(None)` for a basic one.
+#[allow(clippy::type_complexity, reason = "for one test")]
+pub fn challenge(headers: &[String]) -> Option<Option<(String, Option<String>, Option<String>)>> {
+    Challenge::choose(headers).map(|challenge| match challenge {
+        Challenge::Bearer(Bearer { realm, service, scope }) => Some((realm, service, scope)),
+        Challenge::Basic => None,
+    })
+}
+
+/// The token in a token service's answer.
+pub fn token(json: &[u8]) -> Option<String> {
+    auth::read_token(json)
 }

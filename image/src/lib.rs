@@ -10,7 +10,10 @@
 //!
 //! Does not know pods, containers or CRI types.
 
+mod archive;
+mod credentials;
 mod digest;
+mod documents;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -20,37 +23,48 @@ mod platform;
 mod pull;
 mod reference;
 mod registry;
+mod small_file;
 mod snapshot;
 mod store;
 mod sys;
 mod unpack;
 mod verify;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{io::Read, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
 
 pub use crate::{
+    archive::{ImportOptions, Imported, pack_directory},
+    credentials::{CredentialSources, Credentials, Forms, is_server_of},
     digest::{ChainId, Digest, InvalidDigest},
     error::{ErrorKind, ImageError, UnpackError},
     platform::Platform,
-    pull::Progress,
+    pull::{Activity, LayerProgress, LayerStage, Progress},
     reference::{InvalidReference, Reference},
-    registry::Credentials,
     snapshot::{IdMap, IdRange, SnapshotError, Snapshots},
     store::{Image, Usage, tree::Difference},
     unpack::Limits,
     verify::{Finding, Verified},
 };
-use crate::{pull::Underway, registry::Registry, snapshot::Overlay, store::Store};
+use crate::{
+    pull::{Counters, Partials, Underway},
+    registry::Registry,
+    snapshot::Overlay,
+    store::Store,
+};
 
 /// Where images live and how they are fetched.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Directory of images, layers and snapshots; on one file system that can be overlayfs's upper layer.
     pub dir: PathBuf,
-    /// Directory of `hosts.toml` directories, in containerd's format.
-    pub hosts_dir: PathBuf,
+    /// Directories of `hosts.toml` directories, in containerd's format; the first that has something for a
+    /// registry counts.
+    pub hosts_dirs: Vec<PathBuf>,
+    /// Credentials of this machine, for pulls that bring none and for mirrors.
+    pub credentials: CredentialSources,
     /// Layers downloaded and unpacked at once, over all pulls.
     pub parallel_layers: usize,
     /// What images must run on.
@@ -61,18 +75,28 @@ pub struct Config {
     pub stall_timeout: Duration,
     /// Bounds on one unpacked layer.
     pub limits: Limits,
+    /// Most bytes kept of layers whose pull ended early, for the next one to go on with; 0 keeps nothing.
+    pub resume_bytes: u64,
+    /// A layer whose download is expected to take less time is not kept while it arrives: it is soon fetched again.
+    pub resume_worth: Duration,
+    /// Whether the blobs of imported images are kept, so that they can be exported without a registry.
+    pub keep_imported: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             dir: "/var/lib/podhold/images".into(),
-            hosts_dir: "/etc/podhold/certs.d".into(),
+            hosts_dirs: vec!["/etc/podhold/certs.d".into()],
+            credentials: CredentialSources::default(),
             parallel_layers: 3,
             platform: Platform::default(),
             pinned: Vec::new(),
             stall_timeout: Duration::from_secs(30),
             limits: Limits::default(),
+            resume_bytes: 8 << 30,
+            resume_worth: Duration::from_secs(2),
+            keep_imported: true,
         }
     }
 }
@@ -88,8 +112,10 @@ pub(crate) struct Inner {
     registry: Registry,
     store: Store,
     underway: Underway,
+    counters: Arc<Counters>,
     snapshots: Arc<Overlay>,
     damaged: Vec<(PathBuf, String)>,
+    keep_imported: bool,
 }
 
 impl Images {
@@ -116,13 +142,22 @@ impl Images {
             if let Err(error) = std::thread::Builder::new().name("trash".to_owned()).spawn(empty) {
                 tracing::warn!(%error, "image store: no thread to empty the trash; the next start will");
             }
+            let partials = Partials::open(&config.dir, config.resume_bytes, config.resume_worth)?;
+            let counters = Arc::new(Counters::default());
             let inner = Inner {
                 platform: config.platform,
-                registry: Registry::new(config.hosts_dir, config.stall_timeout),
+                registry: Registry::new(
+                    config.hosts_dirs,
+                    config.credentials,
+                    config.stall_timeout,
+                    Arc::clone(&counters),
+                ),
                 store,
-                underway: Underway::new(config.parallel_layers, config.limits),
+                underway: Underway::new(config.parallel_layers, config.limits, partials),
+                counters,
                 snapshots: Arc::new(snapshots),
                 damaged,
+                keep_imported: config.keep_imported,
             };
             Ok(Self { inner: Arc::new(inner) })
         });
@@ -136,8 +171,8 @@ impl Images {
 
     /// Brings the image that `reference` names here and gives it that name.
     ///
-    /// Dropping the future cancels the pull; layers that are complete by then stay and serve the next
-    /// pull. Pulls that want the same layer at the same time share its download.
+    /// Dropping the future cancels the pull; layers that are complete by then, and what has arrived of larger
+    /// ones, stay and serve the next pull, also one after a restart. Pulls that want the same layer at the same time share its download.
     pub async fn pull(
         &self,
         reference: &Reference,
@@ -175,9 +210,48 @@ impl Images {
         verify::verify(&self.inner, verify::choose(&self.inner, names)?, repair).await
     }
 
-    /// What all image layers take on disk. Known without looking.
+    /// Gives an image, found as by [`Images::find`], one more tag, which moves here from the image that had
+    /// it. Goes on when the future is dropped.
+    pub async fn tag(&self, name: &str, tag: &Reference) -> Result<Arc<Image>, ImageError> {
+        if tag.digest().is_some() || tag.tag().is_none() {
+            let reason = "it is no tag; name it REPOSITORY:TAG";
+            return Err(ImageError::image(tag, ErrorKind::InvalidArgument, reason));
+        }
+        let (inner, owned, tag) = (Arc::clone(&self.inner), name.to_owned(), tag.clone());
+        let work = tokio::task::spawn_blocking(move || inner.store.tag(&owned, &tag));
+        let tagged = work.await.unwrap_or_else(|_| Err(ImageError::Cancelled(name.to_owned())))?;
+        tagged.ok_or_else(|| ImageError::image(&name, ErrorKind::NotFound, "the image is not here"))
+    }
+
+    /// Imports all images of an archive that run here: an OCI image layout or what `docker save` writes, plain
+    /// or compressed (gzip, zstd). All of them are taken or, on any error, none, and nothing of it remains.
+    ///
+    /// Dropping the future cancels the import as soon as `input` gives its next bytes.
+    pub async fn import(
+        &self,
+        input: Box<dyn Read + Send>,
+        options: ImportOptions,
+    ) -> Result<Imported, ImageError> {
+        archive::import(&self.inner, input, options).await
+    }
+
+    /// Writes images, found as by [`Images::find`], as one archive with the digests they came with. Blobs that
+    /// are not kept here are fetched again from the registry.
+    ///
+    /// Only after success is what went into `out` a whole archive.
+    pub async fn export(&self, names: &[String], out: mpsc::Sender<Bytes>) -> Result<(), ImageError> {
+        archive::export(&self.inner, names, out).await
+    }
+
+    /// What all images, and what is kept of unfinished layers, take on disk. Known without looking.
     pub fn usage(&self) -> Usage {
-        self.inner.store.layers.usage()
+        let (images, partials) = (self.inner.store.usage(), self.inner.underway.partials.usage());
+        Usage { bytes: images.bytes + partials.bytes, inodes: images.inodes + partials.inodes }
+    }
+
+    /// What pulls have done since the store was opened.
+    pub fn activity(&self) -> Activity {
+        self.inner.counters.read()
     }
 
     /// The snapshots of these images.

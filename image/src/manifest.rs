@@ -11,7 +11,6 @@ use crate::{
     digest::{ChainId, Digest},
     error::{ErrorKind, ImageError},
     platform::Platform,
-    reference::Reference,
     registry::Document,
 };
 
@@ -32,8 +31,9 @@ const LAYERS: &[&str] = &[
 pub(crate) enum Manifest {
     /// One image.
     Image(Layout),
-    /// The manifest of the platform's image, to be fetched.
-    Index(Digest),
+    /// The manifests and indexes among which the platform's image is, the best first; and the platforms for
+    /// which there is something.
+    Index(Vec<Blob>, Vec<String>),
 }
 
 /// Configuration and layers of one image.
@@ -60,12 +60,11 @@ struct Kind {
     config: Option<IgnoredAny>,
 }
 
-/// Reads a manifest or index. `nested`: it was named by an index, so it may not be one.
+/// Reads a manifest or index.
 pub(crate) fn read(
-    reference: &Reference,
+    reference: &impl ToString,
     document: &Document,
     platform: &Platform,
-    nested: bool,
 ) -> Result<Manifest, ImageError> {
     let digest = &document.digest;
     let corrupt = |reason: String| {
@@ -94,15 +93,15 @@ pub(crate) fn read(
         return Err(corrupt(format!("its content is not what its media type {media_type} says")));
     }
     if kind.media_type.is_some() && !index_type && !image_type {
-        return Err(unusable(format!("its media type {media_type} is not known")));
+        return Err(unusable(format!(
+            "it is no container image: its media type is {}",
+            printable(media_type)
+        )));
     }
     if is_index {
-        if nested {
-            return Err(unusable("an index within an index is not supported".to_owned()));
-        }
         let index: OciImageIndex = serde_json::from_slice(&document.body)
             .map_err(|error| corrupt(format!("the index is damaged: {error}")))?;
-        return choose(&index, platform).map(Manifest::Index).map_err(unusable);
+        return choose(&index, platform).map_err(corrupt);
     }
     let manifest: OciImageManifest =
         serde_json::from_slice(&document.body).map_err(|error| corrupt(format!("it is damaged: {error}")))?;
@@ -111,20 +110,49 @@ pub(crate) fn read(
         .map_err(|(kind, reason)| ImageError::image(reference, kind, format!("manifest {digest}: {reason}")))
 }
 
-fn choose(index: &OciImageIndex, platform: &Platform) -> Result<Digest, String> {
-    let Some(entry) = platform.choose(&index.manifests) else {
-        let named = index.manifests.iter().filter_map(|entry| entry.platform.as_ref());
-        let mut names: Vec<String> = named.map(|p| format!("{}/{}", p.os, p.architecture)).take(30).collect();
-        names.dedup();
-        return Err(format!("there is no image for {platform}; it is made for: {}", names.join(", ")));
-    };
-    Digest::parse(&entry.digest).map_err(|error| error.to_string())
+/// The entries of an index; `None` when `body` is none.
+pub(crate) fn index(body: &[u8]) -> Option<OciImageIndex> {
+    serde_json::from_slice(body).ok()
+}
+
+fn choose(index: &OciImageIndex, platform: &Platform) -> Result<Manifest, String> {
+    let candidates = platform.candidates(&index.manifests);
+    let candidates =
+        candidates.iter().map(|entry| blob(&entry.digest, entry.size)).collect::<Result<_, _>>()?;
+    let named = index.manifests.iter().filter_map(|entry| entry.platform.as_ref());
+    let mut names: Vec<String> = named
+        .map(|named| {
+            let variant = named.variant.as_ref().map(|variant| format!("/{variant}")).unwrap_or_default();
+            let features = named.os_features.as_ref().filter(|features| !features.is_empty());
+            let features = features.map(|list| format!(" with {}", list.join(", "))).unwrap_or_default();
+            printable(&format!("{}/{}{variant}{features}", named.os, named.architecture))
+        })
+        .take(30)
+        .collect();
+    names.dedup();
+    Ok(Manifest::Index(candidates, names))
+}
+
+/// What a document points at.
+fn blob(digest: &str, size: i64) -> Result<Blob, String> {
+    let digest = Digest::parse(digest).map_err(|error| error.to_string())?;
+    let size = u64::try_from(size).map_err(|_| format!("{digest} has a negative size"))?;
+    Ok(Blob { digest, size })
+}
+
+/// Foreign text for a message.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 fn layout(manifest: &OciImageManifest) -> Result<Layout, (ErrorKind, String)> {
     let config_type = manifest.config.media_type.as_str();
     if !matches!(config_type, media::IMAGE_CONFIG_MEDIA_TYPE | media::IMAGE_DOCKER_CONFIG_MEDIA_TYPE) {
-        let reason = format!("it is no container image: its configuration has the media type {config_type}");
+        let artifact = manifest.artifact_type.as_deref().map(|kind| format!(" and it is an artifact {kind}"));
+        let artifact = printable(&artifact.unwrap_or_default());
+        let config_type = printable(config_type);
+        let reason =
+            format!("it is no container image: its configuration has the media type {config_type}{artifact}");
         return Err((ErrorKind::FailedPrecondition, reason));
     }
     if manifest.layers.len() > MAX_LAYERS {
@@ -132,17 +160,14 @@ fn layout(manifest: &OciImageManifest) -> Result<Layout, (ErrorKind, String)> {
         return Err((ErrorKind::FailedPrecondition, reason));
     }
     let blob = |descriptor: &OciDescriptor| {
-        let digest =
-            Digest::parse(&descriptor.digest).map_err(|error| (ErrorKind::DataLoss, error.to_string()))?;
-        let size = u64::try_from(descriptor.size)
-            .map_err(|_| (ErrorKind::DataLoss, format!("{digest} has a negative size")))?;
-        Ok(Blob { digest, size })
+        blob(&descriptor.digest, descriptor.size).map_err(|reason| (ErrorKind::DataLoss, reason))
     };
     for layer in &manifest.layers {
         if !LAYERS.contains(&layer.media_type.as_str()) {
             let reason = format!(
                 "layer {} has the media type {}, which is not supported",
-                layer.digest, layer.media_type
+                printable(&layer.digest),
+                printable(&layer.media_type)
             );
             return Err((ErrorKind::FailedPrecondition, reason));
         }
@@ -175,7 +200,7 @@ pub(crate) fn configuration(raw: &[u8]) -> Result<Configuration, String> {
 
 /// Checks that configuration and manifest belong together and run here.
 pub(crate) fn check(
-    reference: &Reference,
+    reference: &impl ToString,
     layout: &Layout,
     configuration: &Configuration,
     platform: &Platform,
@@ -185,9 +210,12 @@ pub(crate) fn check(
         let reason = format!("the manifest has {layers} layers, the image configuration {diff_ids} diff_ids");
         return Err(ImageError::image(reference, ErrorKind::DataLoss, reason));
     }
-    let (os, arch) = (configuration.parsed.os(), configuration.parsed.architecture());
-    if !platform.runs(os, arch) {
-        let reason = format!("the image is made for {os}/{arch}; this machine is {platform}");
+    let parsed = &configuration.parsed;
+    let (os, arch, variant) = (parsed.os(), parsed.architecture(), parsed.variant().as_deref());
+    if !platform.runs(os, arch, variant) {
+        let variant = variant.map(|variant| format!("/{variant}")).unwrap_or_default();
+        let made_for = printable(&format!("{os}/{arch}{variant}"));
+        let reason = format!("the image is made for {made_for}; this machine is {platform}");
         return Err(ImageError::image(reference, ErrorKind::FailedPrecondition, reason));
     }
     Ok(())

@@ -140,9 +140,14 @@ async fn fetch_again(inner: &Arc<Inner>, users: &BTreeMap<ChainId, Vec<Arc<Image
                 Err(error) => Err(error.into()),
             };
         }
-        if inner.store.layers.is_whole(&verified.chain) {
-            result = Ok(());
-        }
+        result = match (inner.store.layers.is_whole(&verified.chain), result) {
+            (true, _) => Ok(()),
+            (false, Ok(())) => {
+                let reason = "another pull had just made the layer; verify it again";
+                Err(ImageError::image(&of, ErrorKind::Unavailable, reason))
+            }
+            (false, failed) => failed,
+        };
         // It stays in use as it is: nothing better is to be had now.
         inner.store.layers.suspect(&verified.chain, false);
         verified.repair = Some(result);
@@ -158,5 +163,8 @@ pub(crate) fn choose(inner: &Inner, names: &[String]) -> Result<Vec<Arc<Image>>,
         let missing = || ImageError::image(name, ErrorKind::NotFound, "there is no such image here");
         inner.store.find(name).ok_or_else(missing)
     };
-    names.iter().map(find).collect()
+    let mut images = names.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+    images.sort_by(|left, right| left.id.cmp(&right.id));
+    images.dedup_by(|left, right| left.id == right.id);
+    Ok(images)
 }

@@ -97,6 +97,7 @@ async fn what_is_no_manifest_is_refused() {
         change(&mut manifest);
         manifest.to_string().into_bytes()
     };
+    let nondistributable = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
     let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
     let table: Vec<(Vec<u8>, ErrorKind, &str)> = vec![
         (b"<html>welcome</html>".to_vec(), ErrorKind::DataLoss, "no manifest"),
@@ -105,6 +106,31 @@ async fn what_is_no_manifest_is_refused() {
         (vec![b' '; 5 << 20], ErrorKind::ResourceExhausted, "larger than 4194304 bytes"),
         (with(&|m| m["schemaVersion"] = json!(1)), ErrorKind::FailedPrecondition, "schema version 1"),
         (with(&|m| m["manifests"] = json!([])), ErrorKind::DataLoss, "image and an index"),
+        (
+            json!({"schemaVersion": 1, "name": "app", "fsLayers": [], "signatures": []})
+                .to_string()
+                .into_bytes(),
+            ErrorKind::FailedPrecondition,
+            "schema version 1",
+        ),
+        (
+            with(&|m| {
+                m["artifactType"] = json!("application/vnd.test.model");
+                m["config"]["mediaType"] = json!("application/vnd.oci.empty.v1+json");
+            }),
+            ErrorKind::FailedPrecondition,
+            "an artifact application/vnd.test.model",
+        ),
+        (
+            with(&|m| m["mediaType"] = json!("application/vnd.oci.artifact.manifest.v1+json")),
+            ErrorKind::FailedPrecondition,
+            "no container image: its media type is application/vnd.oci.artifact",
+        ),
+        (
+            format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)).into_bytes(),
+            ErrorKind::DataLoss,
+            "no manifest",
+        ),
         (with(&|m| m["mediaType"] = json!("text/plain")), ErrorKind::FailedPrecondition, "text/plain"),
         (
             with(&|m| m["config"]["mediaType"] = json!("application/helm")),
@@ -118,6 +144,16 @@ async fn what_is_no_manifest_is_refused() {
             foreign,
         ),
         (
+            with(&|m| m["layers"] = json!([{"mediaType": nondistributable, "digest": digest, "size": 1}])),
+            ErrorKind::FailedPrecondition,
+            nondistributable,
+        ),
+        (
+            with(&|m| m["layers"] = json!([{"mediaType": "text/x-unknown", "digest": digest, "size": 1}])),
+            ErrorKind::FailedPrecondition,
+            "text/x-unknown",
+        ),
+        (
             with(&|m| m["layers"] = json!([{"mediaType": GZIP, "digest": digest, "size": -1}])),
             ErrorKind::DataLoss,
             "negative size",
@@ -129,6 +165,76 @@ async fn what_is_no_manifest_is_refused() {
         let error = refused(&site, &registry).await;
         assert!(error.to_string().contains(part), "{part}: {error}");
         assert_eq!(error.kind(), kind, "{error}");
+    }
+}
+
+/// 100 MB are not taken in, whatever the registry says of their length.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_without_end_is_refused_early() {
+    if !is_root() {
+        return;
+    }
+    let (site, registry, image) = stage(b"x").await;
+    registry.put(TAG, MANIFEST, &vec![b' '; 100 << 20]);
+    let error = refused(&site, &registry).await;
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted);
+    assert!(error.to_string().contains("larger than 4194304 bytes"), "{error}");
+    registry.push("app", "latest", &image);
+    site.images.pull(&registry.name("app"), None, None).await.unwrap();
+}
+
+/// Each is named, and nothing of it stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_configuration_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let layer = Tar::new().file("data", b"x").build();
+    let honest = TestImage::new("app", std::slice::from_ref(&layer));
+    let config = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut config: serde_json::Value = serde_json::from_slice(&honest.config).unwrap();
+        change(&mut config);
+        config.to_string().into_bytes()
+    };
+    let table: Vec<(Vec<u8>, i64, ErrorKind, &str)> = vec![
+        (b"<html>".to_vec(), 0, ErrorKind::DataLoss, "the image configuration is damaged"),
+        (b"\xff\xfe".to_vec(), 0, ErrorKind::DataLoss, "not UTF-8"),
+        (honest.config.clone(), 1, ErrorKind::DataLoss, "are promised"),
+        (honest.config.clone(), -1, ErrorKind::DataLoss, "are promised"),
+        (
+            config(&|c| c["rootfs"]["diff_ids"] = json!([])),
+            0,
+            ErrorKind::DataLoss,
+            "1 layers, the image configuration 0",
+        ),
+        (config(&|c| c["rootfs"]["diff_ids"] = json!(["x"])), 0, ErrorKind::DataLoss, "diff_ids"),
+        (
+            config(&|c| c["architecture"] = json!("s390x")),
+            0,
+            ErrorKind::FailedPrecondition,
+            "made for linux/s390x",
+        ),
+        (
+            config(&|c| c["variant"] = json!("v42")),
+            0,
+            ErrorKind::FailedPrecondition,
+            "/v42; this machine is linux/",
+        ),
+        (vec![b' '; 9 << 20], 0, ErrorKind::ResourceExhausted, "larger than 8388608 bytes"),
+    ];
+    for (config, lie, kind, part) in table {
+        let (site, registry) = (Site::new().await, TestRegistry::start().await);
+        registry.push("app", "latest", &honest);
+        let digest = Digest::of(&config).to_string();
+        let mut manifest: serde_json::Value = serde_json::from_slice(&honest.manifest).unwrap();
+        manifest["config"]["digest"] = json!(digest);
+        manifest["config"]["size"] = json!(config.len() as i64 + lie);
+        registry.put(&format!("/v2/app/blobs/{digest}"), "x", &config);
+        registry.put(TAG, MANIFEST, manifest.to_string().as_bytes());
+        let error = refused(&site, &registry).await;
+        assert!(error.to_string().contains(part), "{part}: {error}");
+        assert_eq!(error.kind(), kind, "{error}");
+        assert_eq!((site.count("layers"), site.count("images")), (0, 0), "{part}");
     }
 }
 

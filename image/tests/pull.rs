@@ -3,7 +3,7 @@
 
 mod support;
 
-use podhold_image::{Config, Credentials, Digest, ErrorKind, Images};
+use podhold_image::{Config, Credentials, Digest, ErrorKind, Images, LayerStage};
 use serde_json::json;
 use support::{
     Fault, GZIP, INDEX, MANIFEST, Site, Tar, TestImage, TestRegistry, debian::DebianRegistry, gzip, is_root,
@@ -75,12 +75,9 @@ async fn the_platforms_image_is_chosen_from_an_index() {
     let image = small("ours");
     registry.push("multi", "x", &image);
     let arch = oci_spec::image::Arch::default().to_string();
-    let entry = |arch: &str, digest: &str| json!({"mediaType": MANIFEST, "digest": digest, "size": 1, "platform": {"os": "linux", "architecture": arch}});
-    let put = |tag: &str, entries: &[serde_json::Value]| {
-        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).to_string();
-        registry.put(&format!("/v2/multi/manifests/{tag}"), INDEX, index.as_bytes());
-        Digest::of(index.as_bytes())
-    };
+    let size = image.manifest.len();
+    let entry = |arch: &str, digest: &str| json!({"mediaType": MANIFEST, "digest": digest, "size": size, "platform": {"os": "linux", "architecture": arch}});
+    let put = |tag: &str, entries: &[serde_json::Value]| put_index(&registry, tag, entries).0;
     let digest = put("good", &[entry("s390x", &Digest::of(b"1").to_string()), entry(&arch, &image.digest())]);
     let pulled = site.images.pull(&registry.name("multi:good"), None, None).await.unwrap();
     assert_eq!(pulled.id, image.id());
@@ -89,18 +86,65 @@ async fn the_platforms_image_is_chosen_from_an_index() {
     let error = site.images.pull(&registry.name("multi:bad"), None, None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
     assert!(error.to_string().contains("linux/s390x"), "{error}");
-    registry.put(&format!("/v2/multi/manifests/{digest}"), INDEX, &registry_body(&digest, &arch));
-    put("nested", &[entry(&arch, &Digest::of(&registry_body(&digest, &arch)).to_string())]);
-    let nested = registry_body(&digest, &arch);
-    registry.put(&format!("/v2/multi/manifests/{}", Digest::of(&nested)), INDEX, &nested);
-    let error = site.images.pull(&registry.name("multi:nested"), None, None).await.unwrap_err();
-    assert!(error.to_string().contains("index within an index"), "{error}");
+    let mut lying = entry(&arch, &image.digest());
+    lying["size"] = json!(size + 1);
+    put("lying", &[lying]);
+    let site = Site::new().await;
+    let error = site.images.pull(&registry.name("multi:lying"), None, None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DataLoss);
+    let part = format!("{}: it has {size} bytes, and {} are promised", image.digest(), size + 1);
+    assert!(error.to_string().contains(&part), "{error}");
 }
 
-fn registry_body(digest: &Digest, arch: &str) -> Vec<u8> {
-    let entry = json!({"mediaType": INDEX, "digest": digest.to_string(), "size": 1,
-        "platform": {"os": "linux", "architecture": arch}});
-    json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}).to_string().into_bytes()
+/// Puts an index under a tag and its digest.
+fn put_index(registry: &TestRegistry, tag: &str, entries: &[serde_json::Value]) -> (Digest, usize) {
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).to_string();
+    let digest = Digest::of(index.as_bytes());
+    for name in [tag, digest.as_str()] {
+        registry.put(&format!("/v2/multi/manifests/{name}"), INDEX, index.as_bytes());
+    }
+    (digest, index.len())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_within_an_index_is_followed_a_few_times() {
+    if !is_root() {
+        return;
+    }
+    let (site, registry) = (Site::new().await, TestRegistry::start().await);
+    let image = small("ours");
+    registry.push("multi", "x", &image);
+    let arch = oci_spec::image::Arch::default().to_string();
+    let platform = json!({"os": "linux", "architecture": arch});
+    let ours = json!({"mediaType": MANIFEST, "digest": image.digest(), "size": image.manifest.len(), "platform": platform});
+    let foreign = json!({"mediaType": MANIFEST, "digest": image.digest(), "size": 1, "platform": {"os": "linux", "architecture": "s390x"}});
+    let nest = |tag: &str, entries: &[serde_json::Value]| {
+        let (digest, size) = put_index(&registry, tag, entries);
+        json!({"mediaType": INDEX, "digest": digest.to_string(), "size": size})
+    };
+    // The first leads nowhere; the second has it, under an index without a platform.
+    let nowhere = nest("a", std::slice::from_ref(&foreign));
+    let mut inner = nest("b", &[foreign, ours]);
+    nest("two", &[nowhere, inner.clone()]);
+    let pulled = site.images.pull(&registry.name("multi:two"), None, None).await.unwrap();
+    assert_eq!(pulled.id, image.id());
+    for indexes in 2..=5 {
+        inner = nest(&format!("depth-{indexes}"), std::slice::from_ref(&inner));
+        let name = registry.name(&format!("multi:depth-{indexes}"));
+        let pulled = Site::new().await.images.pull(&name, None, None).await;
+        match pulled {
+            Ok(_) => assert!(indexes <= 4),
+            Err(error) => {
+                assert_eq!((indexes, error.kind()), (5, ErrorKind::FailedPrecondition), "{error}");
+                assert!(error.to_string().contains("more than 4 indexes within each other"), "{error}");
+            }
+        }
+    }
+    // Hundreds of indexes that lead nowhere are not all fetched.
+    let many: Vec<_> = (0..100).map(|n| nest(&format!("n{n}"), &[json!({"mediaType": MANIFEST, "digest": Digest::of(&[n]).to_string(), "size": 1, "platform": {"os": "plan9", "architecture": "mips"}})])).collect();
+    nest("many", &many);
+    let error = site.images.pull(&registry.name("multi:many"), None, None).await.unwrap_err();
+    assert!(error.to_string().contains("more than 32 manifests"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,6 +184,41 @@ async fn all_compressions_give_the_same_layer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hard_link_to_a_file_of_a_layer_below_is_one_with_it() {
+    if !is_root() {
+        return;
+    }
+    use std::os::unix::fs::MetadataExt;
+    let (site, registry) = (Site::new().await, TestRegistry::start().await);
+    let link = |tar: Tar, name, to| tar.entry(tar::EntryType::Link, (name, to), 0o644, b"");
+    let base = Tar::new().dir("etc/", 0o711).file("etc/file", b"content").build();
+    let upper = link(link(Tar::new(), "second", "etc/file"), "third", "etc/file").build();
+    let image = TestImage::new("links", &[base.clone(), upper]);
+    registry.push("links", "latest", &image);
+    let pulled = site.images.pull(&registry.name("links"), None, None).await.unwrap();
+    let target = site.dir.path().join("mnt");
+    std::fs::create_dir(&target).unwrap();
+    let snapshots = site.images.snapshots();
+    snapshots.mount("links", &pulled, &target, None).unwrap();
+    let file = |name: &str| std::fs::metadata(target.join(name)).unwrap();
+    let inodes = ["etc/file", "second", "third"].map(|name| file(name).ino());
+    let third = std::fs::read(target.join("third"));
+    let mode = file("etc").mode() & 0o7777;
+    snapshots.unmount(&target).unwrap();
+    snapshots.remove("links").unwrap();
+    assert_eq!((inodes, mode), ([inodes[0]; 3], 0o711));
+    assert_eq!(third.unwrap(), b"content");
+    registry.push(
+        "bad",
+        "latest",
+        &TestImage::new("bad", &[base, link(Tar::new(), "second", "etc/none").build()]),
+    );
+    let error = site.images.pull(&registry.name("bad"), None, None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DataLoss);
+    assert!(error.to_string().contains("etc/none"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pulls_at_the_same_time_download_each_layer_once() {
     if !is_root() {
         return;
@@ -163,8 +242,13 @@ async fn pulls_at_the_same_time_download_each_layer_once() {
     for digest in &image.layers {
         assert_eq!(registry.count(digest), 1, "{digest}");
     }
-    let last = *progress.borrow();
+    let last = progress.borrow().clone();
     assert_eq!((last.layers, last.layers_done, last.bytes), (6, 6, last.bytes_done));
+    let each: Vec<_> = last.each.iter().map(|layer| layer.digest.to_string()).collect();
+    assert_eq!(each, image.layers, "the lowest first");
+    for layer in &last.each {
+        assert_eq!((layer.received, layer.resumed, layer.stage), (layer.size, 0, LayerStage::Done));
+    }
     let before = registry.requests().len();
     site.images.pull(&name, None, None).await.unwrap();
     assert_eq!(registry.requests().len(), before + 1, "the second pull asks for the manifest only");

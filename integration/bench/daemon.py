@@ -23,10 +23,11 @@ class Daemon:
         return self.process.pid
 
     def start(self):
-        """Executes it; `begun` is when."""
+        """Executes it, in a session of its own as an init system does; `begun` is when."""
         with open(self.log, "ab") as log:
             self.begun = time.perf_counter()
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                                            start_new_session=True)
 
     def kill(self):
         """As the kernel or an impatient operator would."""

@@ -12,12 +12,13 @@
 //! | `diffid` | a layer whose content is not that of the configuration's diff id |
 //! | `silent` | takes every request and never answers |
 //! | `trickling` | a layer of which a few bytes come now and then |
+//! | `halting` | a layer of which [`HALTS_AT`] bytes come, and no more, when it is asked for first |
 
 use std::{
     collections::BTreeMap,
     io::{self, BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use crate::{
@@ -27,6 +28,33 @@ use crate::{
 
 /// Its address in the machine it is started in.
 pub const ADDRESS: &str = "127.0.0.1:5001";
+
+/// Where the layer of `halting` halts.
+pub const HALTS_AT: usize = 5 << 20;
+
+/// What has been asked for: paths of layers, and the first byte that was wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Asked(Arc<Mutex<Vec<(String, usize)>>>);
+
+impl Asked {
+    /// Notes a request; true when it is the first for its path.
+    fn note(&self, path: &str, from: usize) -> bool {
+        let mut asked = self.0.lock().expect("no panics under this lock");
+        let first = asked.iter().all(|(other, _)| other != path);
+        asked.push((path.to_owned(), from));
+        first
+    }
+
+    /// The first bytes wanted of the layers of `repository`, in order.
+    ///
+    /// # Panics
+    /// When a thread of the registry has panicked.
+    pub fn of(&self, repository: &str) -> Vec<usize> {
+        let part = format!("/v2/{repository}/blobs/");
+        let asked = self.0.lock().expect("no panics under this lock");
+        asked.iter().filter(|(path, _)| path.starts_with(&part)).map(|(_, from)| *from).collect()
+    }
+}
 
 /// What is sent for one path.
 #[derive(Debug, Clone)]
@@ -39,40 +67,52 @@ struct Answer {
 type Answers = BTreeMap<String, Answer>;
 
 /// Starts it in the machine's network. It ends with the test program.
-pub async fn start(machine: &Machine) -> Result<(), MachineError> {
+pub async fn start(machine: &Machine) -> Result<Asked, MachineError> {
     let answers = Arc::new(answers());
+    let asked = Asked::default();
+    let all = asked.clone();
     let begin = move || -> io::Result<()> {
         let listener = TcpListener::bind(ADDRESS)?;
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let answers = Arc::clone(&answers);
+                let (answers, asked) = (Arc::clone(&answers), all.clone());
                 // A client that leaves early is not our trouble.
-                std::thread::spawn(move || drop(serve(&stream, &answers)));
+                std::thread::spawn(move || drop(serve(&stream, &answers, &asked)));
             }
         });
         Ok(())
     };
     let started = machine.in_network(begin).await?;
-    started.map_err(|source| MachineError::Io { what: format!("listen on {ADDRESS}"), source })
+    started.map_err(|source| MachineError::Io { what: format!("listen on {ADDRESS}"), source })?;
+    Ok(asked)
 }
 
 /// Answers the requests of one connection.
-fn serve(mut stream: &TcpStream, answers: &Answers) -> io::Result<()> {
+fn serve(mut stream: &TcpStream, answers: &Answers, asked: &Asked) -> io::Result<()> {
     let mut lines = BufReader::new(stream).lines();
     while let Some(first) = lines.next() {
         let first = first?;
         let mut words = first.split(' ');
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let mut from = 0;
         for header in lines.by_ref() {
-            if header?.is_empty() {
+            let header = header?.to_ascii_lowercase();
+            if header.is_empty() {
                 break;
             }
+            if let Some(range) = header.strip_prefix("range: bytes=") {
+                from = range.trim_end_matches('-').parse().unwrap_or(0);
+            }
         }
+        let first = asked.note(path, from);
         if path.starts_with("/v2/silent/") {
             // Until the client has had enough.
             return io::copy(&mut stream, &mut io::sink()).map(drop);
         }
         let answer = find(answers, path);
+        if path.starts_with("/v2/halting/blobs/") && answer.body.len() > HALTS_AT {
+            return halt(stream, &answer.body, (from, first));
+        }
         write!(
             stream,
             "HTTP/1.1 {} Answer\r\nContent-Type: {}\r\nContent-Length: {}\r\n{}\r\n",
@@ -90,6 +130,32 @@ fn serve(mut stream: &TcpStream, answers: &Answers) -> io::Result<()> {
         stream.flush()?;
     }
     Ok(())
+}
+
+/// Sends the beginning and then nothing until the client has had enough; later all from a position on.
+fn halt(mut stream: &TcpStream, body: &[u8], (from, first): (usize, bool)) -> io::Result<()> {
+    let (length, last) = (body.len(), body.len() - 1);
+    let rest = body.get(from..).unwrap_or_default();
+    if from > 0 {
+        write!(stream, "HTTP/1.1 206 Answer\r\nContent-Range: bytes {from}-{last}/{length}\r\n")?;
+        write!(stream, "Connection: close\r\nContent-Length: {}\r\n\r\n", rest.len())?;
+        return stream.write_all(rest);
+    }
+    write!(stream, "HTTP/1.1 200 Answer\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n")?;
+    if !first {
+        return stream.write_all(body);
+    }
+    // So slowly that it is worth keeping: after 4 MiB it must look as if the whole takes more than two seconds.
+    stream.set_read_timeout(Some(std::time::Duration::from_millis(150)))?;
+    for piece in body[..HALTS_AT].chunks(HALTS_AT / 20) {
+        stream.write_all(piece)?;
+        match stream.read(&mut [0]) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            other => return other.map(drop),
+        }
+    }
+    stream.set_read_timeout(None)?;
+    io::copy(&mut stream, &mut io::sink()).map(drop)
 }
 
 /// Sends 16 bytes, and again after a while, until the client has had enough.
@@ -137,8 +203,13 @@ fn answers() -> Answers {
 
     // Noise, which stays as large as it is when it is compressed.
     let next = |seed: &u64| Some(seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
-    let noise: Vec<u8> =
-        std::iter::successors(Some(1u64), next).map(|seed| seed.to_be_bytes()[0]).take(200_000).collect();
+    let noise = |length| -> Vec<u8> {
+        std::iter::successors(Some(1u64), next).map(|seed| seed.to_be_bytes()[0]).take(length).collect()
+    };
+    let large =
+        LayerBuilder::new().file("/noise", 0o644, noise(HALTS_AT + (2 << 20))).finish(Compression::Gzip);
+    add(&mut answers, "halting", &ImageBuilder::new().layer(large).finish());
+    let noise = noise(200_000);
     let slow = LayerBuilder::new().file("/noise", 0o644, noise).finish(Compression::Gzip);
     add(&mut answers, "trickling", &ImageBuilder::new().layer(slow).finish());
 

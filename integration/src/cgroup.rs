@@ -18,10 +18,12 @@ fn hierarchies() -> Vec<PathBuf> {
     mounts.lines().filter_map(point).collect()
 }
 
-/// Removes the cgroup `name` with all beneath it, as far as no process is in it.
-pub fn remove(name: &str) {
+/// Removes the cgroup `name` with all beneath it, as far as no process is in it; whether it is gone.
+pub fn remove(name: &str) -> bool {
     assert!(name.starts_with(PREFIX), "{name} is not a cgroup of a test");
-    hierarchies().iter().for_each(|hierarchy| remove_directory(&hierarchy.join(name)));
+    let places: Vec<PathBuf> = hierarchies().iter().map(|hierarchy| hierarchy.join(name)).collect();
+    places.iter().for_each(|place| remove_directory(place));
+    !places.iter().any(|place| place.exists())
 }
 
 /// Removes cgroups of test programs that run no more.

@@ -204,6 +204,20 @@ impl Rig {
         cgroup::remove(&self.cgroup);
     }
 
+    /// Ends everything as it is, without comparing anything.
+    pub async fn give_up(self) {
+        let Self { machine, cgroup, .. } = self;
+        if let Err(error) = machine.stop().await {
+            eprintln!("{error}");
+        }
+        // The kernel lets go of what was killed a moment later.
+        let deadline = Instant::now() + SETTLE;
+        let mut ticks = interval(Duration::from_millis(100));
+        while !cgroup::remove(&cgroup) && Instant::now() < deadline {
+            ticks.tick().await;
+        }
+    }
+
     /// What there is now and was not before the test, or the other way round; looked at until there is
     /// nothing, or for a while.
     pub async fn leaks(&self) -> Vec<Leak> {

@@ -18,13 +18,14 @@ use crate::{
 };
 
 /// What the images are made by: a store that was made by other code is not taken for a new one.
-const RECIPE: [&str; 6] = [
+const RECIPE: [&str; 7] = [
     include_str!("images/blob.rs"),
     include_str!("images/catalogue.rs"),
     include_str!("images/conformance.rs"),
     include_str!("images/hostile.rs"),
     include_str!("images/image.rs"),
     include_str!("images/layer.rs"),
+    include_str!("images/nasty.rs"),
 ];
 
 /// The storage directory, made if it is not there yet. Several processes may ask at once.

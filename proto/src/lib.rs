@@ -1,6 +1,7 @@
-//! Wire types only: the Kubernetes CRI v1 API and the protocol between daemon and shim.
+//! Wire types only: the Kubernetes CRI v1 API, the protocol between daemon and shim, and what the command line
+//! asks of a daemon.
 //!
-//! Generated at build time from `cri/v1/api.proto` and `shim/v1/shim.proto`.
+//! Generated at build time from `cri/v1/api.proto`, `shim/v1/shim.proto` and `podhold/v1/images.proto`.
 
 /// The Container Runtime Interface, version 1.
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
@@ -12,4 +13,10 @@ pub mod cri {
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
 pub mod shim {
     tonic::include_proto!("podhold.shim.v1");
+}
+
+/// What `podhold image` asks of a daemon, version 1.
+#[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
+pub mod images {
+    tonic::include_proto!("podhold.v1");
 }

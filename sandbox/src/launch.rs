@@ -10,6 +10,8 @@
 //!   ([`LivePod::containers`]) after the daemon was away.
 //! - Dropping a handle ends no process: pods outlive the daemon.
 
+mod error;
+
 use std::{
     collections::BTreeMap,
     os::fd::OwnedFd,
@@ -23,6 +25,7 @@ use oci_spec::runtime::Process;
 use podhold_cgroups::CgroupPath;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+pub use self::error::LaunchError;
 use crate::{ContainerId, PodId};
 
 /// Starts pods and finds those that run already.
@@ -61,7 +64,7 @@ pub trait Launcher: Send + Sync + std::fmt::Debug {
 pub struct OpenPod {
     /// The handle for requests.
     pub pod: Arc<dyn LivePod>,
-    /// What happens in the pod, in order. Ends after [`PodEvent::Gone`].
+    /// What happens in the pod, in order. Ends after [`PodEvent::Gone`] and [`PodEvent::Lost`].
     pub events: UnboundedReceiver<PodEvent>,
 }
 
@@ -71,10 +74,10 @@ pub trait LivePod: Send + Sync + std::fmt::Debug {
     /// The process that holds the pod's namespaces, as the daemon's pid namespace sees it.
     fn pause_pid(&self) -> u32;
 
-    /// Whether the holder is known not to answer ([`LaunchError::Silent`]).
+    /// Whether the holder is known not to answer ([`LaunchError::Silent`], [`LaunchError::Lost`]).
     fn is_silent(&self) -> bool;
 
-    /// Completes, with [`LaunchError::Silent`], when the holder does not answer; never while it does. Every
+    /// Completes, with one of these errors, when the holder does not answer; never while it does. Every
     /// request but [`LivePod::start`] ends with that error by itself.
     async fn silent(&self) -> LaunchError;
 
@@ -393,83 +396,9 @@ pub enum PodEvent {
     ContainerExited(ContainerId, Exit),
     /// The pause process has ended unasked.
     PauseExited,
-    /// The holder itself is gone, or cannot be understood; the reason in words.
+    /// The holder itself is gone, or nobody can ever reach it again; the reason in words.
     Gone(String),
-}
-
-/// Why a request to a pod's holder failed.
-#[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
-    /// Nothing holds the pod (any more).
-    #[error("pod {pod}: its shim is gone")]
-    Gone {
-        /// The pod.
-        pod: PodId,
-    },
-    /// The holder knows no such container, or it does not run.
-    #[error("container {container}: {reason}")]
-    NotRunning {
-        /// The container.
-        container: ContainerId,
-        /// Why, in words.
-        reason: String,
-    },
-    /// The request cannot be met, and repeating it will not help: what and why, in words for the user.
-    #[error("{0}")]
-    Refused(String),
-    /// A file or process operation of ours failed.
-    #[error("{operation}")]
-    Io {
-        /// What was attempted, with its object.
-        operation: String,
-        /// The kernel's answer.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The holder is of a build that cannot do this.
-    #[error(
-        "pod {pod}: its shim is of an older build that cannot {what}; it can after the pod has been made anew"
-    )]
-    TooOld {
-        /// The pod.
-        pod: PodId,
-        /// What was asked for.
-        what: &'static str,
-    },
-    /// The holder is of a build that this one cannot talk to. It runs on, and so does what it holds.
-    #[error(
-        "pod {pod}: its shim speaks protocol version {version}, this podhold {oldest} to {newest}; the pod \
-         runs on; start a podhold that speaks version {version}, or remove the pod"
-    )]
-    Foreign {
-        /// The pod.
-        pod: PodId,
-        /// The holder's version.
-        version: u32,
-        /// The oldest version that is spoken here.
-        oldest: u32,
-        /// The newest one.
-        newest: u32,
-    },
-    /// The holder is there and says nothing. What it was asked for may still be done when it goes on.
-    #[error(
-        "pod {pod}: its shim (process {shim}) has not answered for {seconds} s: it is stopped, or the machine is \
-         overloaded; if it is stopped, kill -CONT {shim} lets it go on"
-    )]
-    Silent {
-        /// The pod.
-        pod: PodId,
-        /// The holder's process; 0 when it has never said.
-        shim: u32,
-        /// For how long.
-        seconds: u64,
-    },
-    /// The holder answered something that is not in the protocol.
-    #[error("pod {pod}: shim protocol: {reason}")]
-    Protocol {
-        /// The pod.
-        pod: PodId,
-        /// What was wrong.
-        reason: String,
-    },
+    /// The holder lives, and cannot be talked to; the reason in words. The handle is of no use any more: only
+    /// [`Launcher::reopen_pod`] gives another one.
+    Lost(String),
 }

@@ -113,28 +113,6 @@ pub fn run_in<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T
     })?
 }
 
-/// [`run_in`] for asynchronous callers. The work runs to its end even when the caller stops waiting.
-pub async fn run_in_async<T, F>(path: PathBuf, work: F) -> Result<T, NetnsError>
-where
-    T: Send + 'static,
-    F: FnOnce() -> T + Send + 'static,
-{
-    let at = path.clone();
-    on_blocking_pool(at, move || run_in(&path, work)).await
-}
-
-/// [`create`] for asynchronous callers.
-pub async fn create_async(path: PathBuf) -> Result<(), NetnsError> {
-    let at = path.clone();
-    on_blocking_pool(at, move || create(&path)).await
-}
-
-/// [`remove`] for asynchronous callers.
-pub async fn remove_async(path: PathBuf) -> Result<(), NetnsError> {
-    let at = path.clone();
-    on_blocking_pool(at, move || remove(&path)).await
-}
-
 /// Traffic of every interface in the namespace, loopback included.
 pub fn interface_stats(path: &Path) -> Result<Vec<InterfaceStats>, NetnsError> {
     run_in(path, stats::of_this_thread)?.map_err(NetnsError::io("read interface statistics of", path))
@@ -144,14 +122,6 @@ pub fn interface_stats(path: &Path) -> Result<Vec<InterfaceStats>, NetnsError> {
 /// by entering it when that process cannot be asked.
 pub fn interface_stats_of(pid: u32, path: &Path) -> Result<Vec<InterfaceStats>, NetnsError> {
     if let Ok(stats) = stats::of_process(pid, path) { Ok(stats) } else { interface_stats(path) }
-}
-
-/// The pool's thread only waits: the namespace is entered by a thread made for it.
-async fn on_blocking_pool<T: Send + 'static>(
-    path: PathBuf,
-    work: impl FnOnce() -> Result<T, NetnsError> + Send + 'static,
-) -> Result<T, NetnsError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(NetnsError::Panicked(path)))
 }
 
 fn on_own_thread<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {

@@ -1,12 +1,12 @@
 //! The command line: what was typed, as calls. One file per subcommand.
 
+mod bars;
 mod config;
 mod image;
 mod look_up;
 mod run;
 mod serve;
 mod threads;
-mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
 

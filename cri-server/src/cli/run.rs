@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use super::{Failure, Settings};
-use crate::{descriptors, standalone, sys};
+use crate::{descriptors, standalone};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -29,7 +29,6 @@ pub(super) fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     super::start_logging(&config.log_level)?;
     super::require_root()?;
     descriptors::raise();
-    sys::share_heaps();
     let code = super::threads::plain()?.block_on(standalone::run(pod, config))?;
     Ok(ExitCode::from(code))
 }

@@ -16,7 +16,7 @@ use tokio::{
 use tracing::info;
 
 use super::{Failure, Settings};
-use crate::{config::Config, descriptors, grpc, runtime::Runtime, streaming::Streaming, sys};
+use crate::{config::Config, descriptors, grpc, numbers, runtime::Runtime, streaming::Streaming};
 
 /// How long calls that are under way may take once the daemon was told to end.
 const LEAVE: Duration = Duration::from_secs(3);
@@ -39,7 +39,6 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
     super::start_logging(&config.log_level)?;
     super::require_root()?;
     descriptors::raise();
-    sys::share_heaps();
     let threads = super::threads::serving()?;
     let result = threads.block_on(serve(config));
     // A thread that is stuck in the kernel must not keep the daemon from ending.
@@ -50,13 +49,18 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
 async fn serve(config: Config) -> Result<(), Failure> {
     let path = config.socket();
     refuse_second(&path).await?;
-    let address = config.streaming_address();
+    let (address, metrics) = (config.streaming_address(), config.metrics_address());
     let runtime = Runtime::open(config).await?;
     let streaming = Streaming::bind(address, Arc::<Runtime>::clone(&runtime)).await?;
     let sessions = streaming.clone();
+    if let Some(address) = metrics {
+        let listener = numbers::bind(address).await.map_err(Failure)?;
+        tokio::spawn(numbers::serve(listener, Arc::clone(&runtime)));
+    }
     let socket = listen(&path)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    runtime.preload();
     info!(socket = %path.display(), version = env!("CARGO_PKG_VERSION"), "podhold is serving");
     let (tell, told) = oneshot::channel::<()>();
     let serving = grpc::serve(Arc::clone(&runtime), streaming, socket, async move { drop(told.await) });

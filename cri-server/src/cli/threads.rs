@@ -2,7 +2,9 @@
 //!
 //! A daemon's answers must not wait behind the work it has set going: decompression, network plugins, shims
 //! and containers' creators share its processors. So the threads that serve (tokio's workers) go before the
-//! others; those that may block, and all processes, have the priority the daemon was started with.
+//! others; those that may block, and all processes, have the priority the daemon was started with. They have
+//! short turns too: when it wakes, a thread whose turn is shorter takes the processor from who has it
+//! (EEVDF), while its nice value alone only lets it have more in the long run.
 
 use std::{
     num::NonZero,
@@ -21,6 +23,8 @@ use crate::sys;
 
 /// Nice value of the threads that serve.
 const SERVING: i32 = -10;
+/// Their turn, in nanoseconds: the shortest the kernel takes. Most answers need no longer.
+const TURN: u64 = 100_000;
 /// How long the workers may take to begin.
 const BEGIN: Duration = Duration::from_secs(5);
 
@@ -67,9 +71,7 @@ pub(super) fn serving() -> Result<Runtime, Failure> {
 
 /// Lets this thread go before others; not the threads and processes it will start.
 fn go_first() {
-    let raised = sys::forget_priority_on_fork()
-        .and_then(|()| rustix::process::setpriority_process(None, SERVING).map_err(Into::into));
-    if let Err(error) = raised {
+    if let Err(error) = sys::go_first(SERVING, TURN) {
         debug!(%error, "answers have no priority over work; CAP_SYS_NICE is missing");
     }
 }

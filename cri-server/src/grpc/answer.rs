@@ -94,7 +94,7 @@ pub(super) fn container(container: &Container) -> cri::Container {
         metadata: record.config.metadata.clone(),
         image: record.config.image.clone(),
         image_ref: record.image_ref.clone(),
-        state: container_state(&container.phase).into(),
+        state: container_state(container).into(),
         created_at: nanos(record.created_at),
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
@@ -102,18 +102,18 @@ pub(super) fn container(container: &Container) -> cri::Container {
     }
 }
 
-/// A container's status.
-pub(super) fn container_status(container: &Container) -> cri::ContainerStatus {
+/// A container's status; `wait` is what its pod waits for.
+pub(super) fn container_status(container: &Container, wait: Option<&str>) -> cri::ContainerStatus {
     let record = &container.record;
-    let run = container.phase.run();
     let ended = ended(&container.phase);
-    let started_at = run.map(|run| run.started_at).or(ended.and_then(|ended| ended.started_at));
+    let ran = container.phase.run().map(|run| run.started_at).or_else(|| container.running_since());
+    let started_at = ran.or(ended.and_then(|ended| ended.started_at));
     let spec = record.config.image.clone().unwrap_or_default();
     let asked = if spec.user_specified_image.is_empty() { spec.image } else { spec.user_specified_image };
     cri::ContainerStatus {
         id: record.id.to_string(),
         metadata: record.config.metadata.clone(),
-        state: container_state(&container.phase).into(),
+        state: container_state(container).into(),
         created_at: nanos(record.created_at),
         started_at: started_at.map_or(0, nanos),
         finished_at: ended.map_or(0, |ended| nanos(ended.finished_at)),
@@ -121,9 +121,13 @@ pub(super) fn container_status(container: &Container) -> cri::ContainerStatus {
         image: Some(cri::ImageSpec { image: asked, ..Default::default() }),
         image_ref: record.image_ref.clone(),
         reason: ended.map(|ended| ended.reason.clone()).unwrap_or_default(),
-        message: match &container.phase {
-            ContainerPhase::Unknown => format!("it is {}", container.phase.name()),
-            _ => ended.map(|ended| ended.message.clone()).unwrap_or_default(),
+        message: match (ended, wait) {
+            (Some(ended), _) => ended.message.clone(),
+            (None, Some(wait)) => format!("as it was last known: {wait}"),
+            (None, None) if matches!(container.phase, ContainerPhase::Unknown { .. }) || container.unheld => {
+                format!("it is {}", container.name_of_state())
+            }
+            (None, None) => String::new(),
         },
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),

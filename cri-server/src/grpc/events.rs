@@ -50,7 +50,11 @@ fn message(happening: &Happening) -> cri::ContainerEventResponse {
         container_event_type: kind.into(),
         created_at: nanos(happening.at),
         pod_sandbox_status: Some(answer::pod_status(&happening.pod)),
-        containers_statuses: happening.containers.iter().map(answer::container_status).collect(),
+        containers_statuses: happening
+            .containers
+            .iter()
+            .map(|it| answer::container_status(it, None))
+            .collect(),
     }
 }
 
@@ -80,14 +84,7 @@ mod tests {
             boot: None,
             limits: None,
         };
-        store.add_pod(Pod {
-            record: Arc::new(record),
-            phase: PodPhase::Creating,
-            ips: Vec::new(),
-            live: None,
-            containers: Default::default(),
-            updating: Arc::default(),
-        });
+        store.add_pod(Pod::new(record, PodPhase::Creating));
         store.pod_event(&id, PodEvent::RunDone).unwrap().unwrap();
         store.forget_pod(&id);
     }

@@ -54,8 +54,9 @@ impl ImageService for Service {
 
     async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Answer<cri::PullImageResponse> {
         let request = request.into_inner();
-        let credentials = request.auth.as_ref().map(credentials).transpose()?.flatten();
-        let image = self.runtime.pull_image(&name(request.image)?, credentials, None).await?;
+        let name = name(request.image)?;
+        let credentials = request.auth.as_ref().map(|auth| credentials(auth, &name)).transpose()?.flatten();
+        let image = self.runtime.pull_image(&name, credentials, None).await?;
         Ok(Response::new(cri::PullImageResponse { image_ref: image.id.clone() }))
     }
 

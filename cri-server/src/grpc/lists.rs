@@ -42,19 +42,24 @@ impl Service {
         request: cri::PodSandboxStatusRequest,
     ) -> Result<cri::PodSandboxStatusResponse, Status> {
         let asked = id(&request.pod_sandbox_id, "pod_sandbox_id")?;
-        if let Some(damage) = self.runtime.damage_of_pod(asked) {
+        if self.runtime.damage_of_pod(asked).is_some() {
+            self.runtime.look_again().await;
+        }
+        if let Some((id, damage)) = self.runtime.damage_of_pod(asked) {
             // Clients ask for the status before they remove anything.
-            let status = Some(answer::damaged_pod(asked, damage));
+            let status = Some(answer::damaged_pod(id.as_str(), damage));
             return Ok(cri::PodSandboxStatusResponse { status, ..Default::default() });
         }
         let pod = self.runtime.known_pod(asked)?;
         let containers = self.runtime.store().containers_of(&pod.record.id);
+        let wait = pod.waits_for();
         Ok(cri::PodSandboxStatusResponse {
             status: Some(answer::pod_status(&pod)),
             info: info(request.verbose, || {
                 serde_json::json!({
                     "pid": pod.live.as_ref().map(|live| live.pause_pid()),
                     "phase": pod.phase.name(),
+                    "waits_for": wait,
                     "cgroup": pod.record.cgroup.as_str(),
                     "netns": self.runtime.netns(&pod),
                     "config": pod.record.config,
@@ -63,7 +68,7 @@ impl Service {
             containers_statuses: containers
                 .iter()
                 .filter(|container| container.phase != ContainerPhase::Creating)
-                .map(answer::container_status)
+                .map(|container| answer::container_status(container, wait.as_deref()))
                 .collect(),
             timestamp: nanos(std::time::SystemTime::now()),
         })
@@ -109,18 +114,23 @@ impl Service {
         request: cri::ContainerStatusRequest,
     ) -> Result<cri::ContainerStatusResponse, Status> {
         let asked = id(&request.container_id, "container_id")?;
-        if let Some(damage) = self.runtime.damage_of_container(asked) {
-            let status = Some(answer::damaged_container(asked, damage));
+        if self.runtime.damage_of_container(asked).is_some() {
+            self.runtime.look_again().await;
+        }
+        if let Some((id, damage)) = self.runtime.damage_of_container(asked) {
+            let status = Some(answer::damaged_container(id.as_str(), damage));
             return Ok(cri::ContainerStatusResponse { status, ..Default::default() });
         }
         let container = self.runtime.known_container(asked)?;
+        let wait = self.runtime.store().pod(&container.record.pod).and_then(|pod| pod.waits_for());
         Ok(cri::ContainerStatusResponse {
-            status: Some(answer::container_status(&container)),
+            status: Some(answer::container_status(&container, wait.as_deref())),
             info: info(request.verbose, || {
                 serde_json::json!({
                     "sandboxID": container.record.pod,
                     "pid": container.phase.run().map_or(0, |run| run.pid),
-                    "phase": container.phase.name(),
+                    "phase": container.name_of_state(),
+                    "waits_for": wait,
                     "cgroup": container.record.cgroup.as_str(),
                     "config": container.record.config,
                     "runtimeSpec": self.runtime.container_spec(&container),

@@ -5,6 +5,7 @@ mod answer;
 mod events;
 mod families;
 mod image_service;
+mod images;
 mod lists;
 mod metrics;
 mod node;
@@ -18,12 +19,14 @@ use std::{collections::HashMap, sync::Arc};
 
 use futures::stream::BoxStream;
 
-use podhold_proto::cri::{
-    image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
+use podhold_proto::{
+    cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
+    images::images_server::ImagesServer,
 };
-use tokio::net::UnixListener;
+use tokio::{io::DuplexStream, net::UnixListener};
 use tonic::{Status, transport::Server};
 
+use self::images::OwnImages;
 use crate::{descriptors, runtime::Runtime, streaming::Streaming};
 
 /// Largest request that is read, in bytes; what containerd allows.
@@ -34,11 +37,23 @@ const LARGEST_ANSWER: usize = 64 << 20;
 /// A stream of messages, each made when the client is ready for it.
 type Batches<T> = BoxStream<'static, Result<T, Status>>;
 
-/// Both services over one runtime.
+/// Both services of the CRI over one runtime.
 #[derive(Clone)]
 struct Service {
     runtime: Arc<Runtime>,
     streaming: Streaming,
+}
+
+/// Serves our own service of images to the client at the other end of `connection`, until that is closed.
+pub async fn serve_images(
+    runtime: Arc<Runtime>,
+    connection: DuplexStream,
+) -> Result<(), tonic::transport::Error> {
+    let connection = futures::stream::once(async { Ok::<_, std::io::Error>(connection) });
+    Server::builder()
+        .add_service(ImagesServer::new(OwnImages { runtime }))
+        .serve_with_incoming(connection)
+        .await
 }
 
 /// Serves until `stop` is ready. Clients of exec, attach and port-forward are sent to `streaming`.
@@ -54,8 +69,10 @@ pub async fn serve(
         stop.await;
         store_of.store().end_events();
     };
+    let own = OwnImages { runtime: Arc::clone(&runtime) };
     let service = Service { runtime, streaming };
     Server::builder()
+        .add_service(ImagesServer::new(own))
         .add_service(
             RuntimeServiceServer::new(service.clone())
                 .max_decoding_message_size(LARGEST_REQUEST)

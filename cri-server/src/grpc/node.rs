@@ -11,6 +11,7 @@ use super::{Service, info};
 use crate::{
     error::Error,
     runtime::{HANDLER, Room, Runtime},
+    state::Damage,
 };
 
 /// What every handler of this node can do.
@@ -51,13 +52,19 @@ pub(super) fn configuration(runtime: &Runtime) -> cri::RuntimeConfigResponse {
 impl Service {
     pub(super) async fn readiness(&self, request: cri::StatusRequest) -> Result<cri::StatusResponse, Status> {
         let features = features(&self.runtime).await;
+        if request.verbose {
+            self.runtime.look_again().await;
+        }
         let handler = |name: &str| cri::RuntimeHandler { name: name.into(), features: Some(features) };
         Ok(cri::StatusResponse {
             status: Some(cri::RuntimeStatus { conditions: conditions(&self.runtime).await }),
-            info: info(
-                request.verbose,
-                || serde_json::json!({ "config": self.runtime.config(), "damaged": damaged(&self.runtime) }),
-            ),
+            info: info(request.verbose, || {
+                serde_json::json!({
+                    "config": self.runtime.config(),
+                    "damaged": damaged(&self.runtime),
+                    "pulls": pulls(&self.runtime),
+                })
+            }),
             runtime_handlers: vec![handler(""), handler(HANDLER)],
             features: Some(runtime_features()),
         })
@@ -83,8 +90,29 @@ impl Service {
 
 /// What was found on disk and cannot be used.
 fn damaged(runtime: &Runtime) -> Vec<serde_json::Value> {
-    let damaged = runtime.store().damaged().into_iter();
-    damaged.map(|damage| serde_json::json!({ "path": damage.path, "reason": damage.reason })).collect()
+    let entry = |damage: Damage| {
+        let (kind, id) = damage.object();
+        let mend = damage.mend();
+        serde_json::json!({ "kind": kind, "id": id, "path": damage.path, "reason": damage.reason, "mend": mend })
+    };
+    runtime.store().damaged().into_iter().map(entry).collect()
+}
+
+/// What pulls of images have done since the daemon was started.
+fn pulls(runtime: &Runtime) -> serde_json::Value {
+    let activity = runtime.images().activity();
+    let failed = activity.failed.iter().map(|(kind, count)| (format!("{kind:?}"), (*count).into()));
+    serde_json::json!({
+        "under_way": activity.pulls,
+        "pulled": activity.pulled,
+        "failed": serde_json::Map::from_iter(failed),
+        "cancelled": activity.cancelled,
+        "fetched_bytes": activity.fetched_bytes,
+        "resumed_bytes": activity.resumed_bytes,
+        "retries": activity.retries,
+        "layers_unpacked": activity.layers,
+        "layers_fetched_anew": activity.refetched,
+    })
 }
 
 /// One range, or one of each address family with a comma between (CRI `NetworkConfig.pod_cidr`).

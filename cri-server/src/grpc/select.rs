@@ -33,10 +33,7 @@ pub(super) fn containers(all: Vec<Container>, filter: Option<&cri::ContainerFilt
             let record = &container.record;
             record.id.as_str().starts_with(&filter.id)
                 && record.pod.as_str().starts_with(&filter.pod_sandbox_id)
-                && filter
-                    .state
-                    .as_ref()
-                    .is_none_or(|wanted| wanted.state() == container_state(&container.phase))
+                && filter.state.as_ref().is_none_or(|wanted| wanted.state() == container_state(container))
                 && labelled(&record.config.labels, &filter.label_selector)
         })
         .collect()
@@ -66,7 +63,8 @@ pub(super) fn pod_stats(all: Vec<Pod>, filter: Option<cri::PodSandboxStatsFilter
 /// A pod's state as the CRI knows it.
 pub(super) fn pod_state(phase: PodPhase) -> cri::PodSandboxState {
     match phase {
-        PodPhase::Ready => cri::PodSandboxState::SandboxReady,
+        // A kubelet makes a pod anew that is not ready.
+        PodPhase::Ready | PodPhase::Unanswered => cri::PodSandboxState::SandboxReady,
         PodPhase::Creating | PodPhase::Stopping | PodPhase::NotReady | PodPhase::Removing => {
             cri::PodSandboxState::SandboxNotready
         }
@@ -74,16 +72,20 @@ pub(super) fn pod_state(phase: PodPhase) -> cri::PodSandboxState {
 }
 
 /// A container's state as the CRI knows it.
-pub(super) fn container_state(phase: &ContainerPhase) -> cri::ContainerState {
-    match phase {
+pub(super) fn container_state(container: &Container) -> cri::ContainerState {
+    match &container.phase {
         // One that never ran and is being removed has no exit code to tell.
         ContainerPhase::Creating
         | ContainerPhase::Created
         | ContainerPhase::Starting
         | ContainerPhase::Removing(None) => cri::ContainerState::ContainerCreated,
-        ContainerPhase::Running(_) | ContainerPhase::Stopping { .. } => cri::ContainerState::ContainerRunning,
+        ContainerPhase::Running(_) | ContainerPhase::Stopping { .. } | ContainerPhase::Unknown { .. } => {
+            match container.running_since() {
+                Some(_) => cri::ContainerState::ContainerRunning,
+                None => cri::ContainerState::ContainerUnknown,
+            }
+        }
         ContainerPhase::Exited(_) | ContainerPhase::Removing(Some(_)) => cri::ContainerState::ContainerExited,
-        ContainerPhase::Unknown => cri::ContainerState::ContainerUnknown,
     }
 }
 

@@ -34,6 +34,7 @@ impl Runtime {
             return Ok(());
         }
         // Before it is claimed: a start that fails is the container's end.
+        self.is_answered(&container)?;
         descriptors::has_room().map_err(Error::doing("a start"))?;
         let (runtime, live) =
             (Arc::clone(self), self.store.pod(&container.record.pod).and_then(|pod| pod.live));
@@ -45,6 +46,21 @@ impl Runtime {
                 started = started => started,
                 silent = live.silent() => Err(silent.into()),
             },
+        }
+    }
+
+    /// Refuses while the shim of the container's pod cannot be talked to.
+    pub(super) fn is_answered(&self, container: &Container) -> Result<()> {
+        if matches!(container.phase, ContainerPhase::Exited(_) | ContainerPhase::Removing(_)) {
+            return Ok(());
+        }
+        let wait = self.store.pod(&container.record.pod).filter(|pod| pod.phase == PodPhase::Unanswered);
+        match wait.and_then(|pod| pod.waits_for()) {
+            None => Ok(()),
+            Some(wait) => Err(Error::Deadline(format!(
+                "container {}: nothing can be done in pod {} now: {wait}; call again",
+                container.record.id, container.record.pod
+            ))),
         }
     }
 
@@ -230,7 +246,7 @@ impl Runtime {
             }),
             _ => Err(Error::Precondition(format!(
                 "container {id} is {}; only a running one writes a log",
-                container.phase.name()
+                container.name_of_state()
             ))),
         }
     }

@@ -386,12 +386,7 @@ fn claimed(order: &Order) -> Container {
         stop_signal: libc::SIGTERM,
         volumes: volume_images(order),
     };
-    Container {
-        record: Arc::new(record),
-        phase: ContainerPhase::Creating,
-        resources: limits(&order.config),
-        updating: Arc::default(),
-    }
+    Container::new(record, ContainerPhase::Creating, limits(&order.config))
 }
 
 /// The ids of the images that are mounted, by the index of their mount.

@@ -50,41 +50,35 @@ impl Runtime {
         )
     }
 
-    /// What is wrong with a damaged pod, and the mend; `None` when there is none of this full id.
-    pub fn damage_of_pod(&self, id: &str) -> Option<String> {
-        let hidden = |damage: &Damage| matches!(&damage.hides, Hidden::Pod(pod) if pod.as_str() == id);
-        Some(self.store.damaged().into_iter().find(hidden)?.words("pod", id))
+    /// The full id of a damaged pod, what is wrong with it, and the mend; `None` when there is none of this id.
+    pub fn damage_of_pod(&self, id: &str) -> Option<(PodId, String)> {
+        self.store.find_damaged_pod(id).map(|(id, damage)| (id, damage.words()))
     }
 
-    /// What is wrong with a damaged container, and the mend; `None` when there is none of this full id.
-    pub fn damage_of_container(&self, id: &str) -> Option<String> {
-        Some(self.damaged_container(id)?.2.words("container", id))
+    /// The full id of a damaged container, what is wrong with it, and the mend; `None` when there is none of
+    /// this id.
+    pub fn damage_of_container(&self, id: &str) -> Option<(ContainerId, String)> {
+        self.store.find_damaged_container(id).map(|(_, id, damage)| (id, damage.words()))
     }
 
     /// Refuses what cannot be done to a damaged pod; success when there is none of this id.
     pub(super) fn refuse_damaged_pod(&self, id: &str) -> Result<()> {
-        self.damage_of_pod(id).map_or(Ok(()), |words| Err(Error::Precondition(words)))
+        self.damage_of_pod(id).map_or(Ok(()), |(_, words)| Err(Error::Precondition(words)))
     }
 
     /// Refuses what cannot be done to a damaged container; success when there is none of this id.
     pub(super) fn refuse_damaged_container(&self, id: &str) -> Result<()> {
-        self.damage_of_container(id).map_or(Ok(()), |words| Err(Error::Precondition(words)))
-    }
-
-    fn damaged_container(&self, id: &str) -> Option<(PodId, ContainerId, Damage)> {
-        self.store.damaged().into_iter().find_map(|damage| match &damage.hides {
-            Hidden::Container(pod, container) if container.as_str() == id => {
-                Some((pod.clone(), container.clone(), damage.clone()))
-            }
-            _ => None,
-        })
+        self.damage_of_container(id).map_or(Ok(()), |(_, words)| Err(Error::Precondition(words)))
     }
 
     pub(super) fn forget_damage_of(&self, pod: &PodId) {
         let (state, run) = (self.layout.pod_state(pod), self.layout.pod_run(pod));
+        let network = self.layout.cni_cache().join(format!("{pod}.json"));
         self.store.forget_damaged(|damage| match &damage.hides {
             Hidden::Pod(hidden) | Hidden::Container(hidden, _) => hidden == pod,
-            Hidden::Nothing => damage.path.starts_with(&state) || damage.path.starts_with(&run),
+            Hidden::Nothing => {
+                damage.path.starts_with(&state) || damage.path.starts_with(&run) || damage.path == network
+            }
         });
     }
 
@@ -98,7 +92,7 @@ impl Runtime {
 
     /// Removes a damaged pod with all that is its. Success when there is none of this id.
     pub(super) async fn remove_damaged_pod(self: &Arc<Self>, id: &str) -> Result<()> {
-        let (Err(_), Ok(id)) = (self.refuse_damaged_pod(id), PodId::parse(id)) else { return Ok(()) };
+        let Some((id, _)) = self.damage_of_pod(id) else { return Ok(()) };
         let runtime = Arc::clone(self);
         let work = || {
             let id = id.clone();
@@ -108,6 +102,7 @@ impl Runtime {
     }
 
     async fn discard_damaged(self: Arc<Self>, id: &PodId) -> Result<()> {
+        let _nobody_takes_it_up = self.looking.lock().await;
         let cgroup = self.cgroup_of(format!("pause-{id}"), self.cgroup_parent.child(id.as_str())).await?;
         let record = pod_by_name(id, cgroup);
         self.halt_pod(&record).await?;
@@ -136,7 +131,7 @@ impl Runtime {
 
     /// Removes a damaged container with all that is its. Success when there is none of this id.
     pub(super) async fn remove_damaged_container(self: &Arc<Self>, id: &str) -> Result<()> {
-        let Some((pod, id, _)) = self.damaged_container(id) else { return Ok(()) };
+        let Some((pod, id, _)) = self.store.find_damaged_container(id) else { return Ok(()) };
         let runtime = Arc::clone(self);
         let work = || {
             let id = id.clone();
@@ -146,6 +141,7 @@ impl Runtime {
     }
 
     async fn drop_damaged(self: Arc<Self>, pod: &PodId, id: &ContainerId) -> Result<()> {
+        let _nobody_takes_it_up = self.looking.lock().await;
         let record = match self.store.pod(pod) {
             Some(pod) => (*pod.record).clone(),
             None => {

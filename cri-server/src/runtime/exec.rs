@@ -82,9 +82,10 @@ impl Runtime {
 
     /// What makes a running container run; `rule` says why another one will not do.
     pub(super) fn live_container(&self, container: &Container, rule: &str) -> Result<Arc<dyn LivePod>> {
+        self.is_answered(container)?;
         let live = self.store.pod(&container.record.pod).and_then(|pod| pod.live);
         live.filter(|_| container.phase.run().is_some()).ok_or_else(|| {
-            let (id, phase) = (&container.record.id, container.phase.name());
+            let (id, phase) = (&container.record.id, container.name_of_state());
             Error::Precondition(format!("container {id} is {phase}; {rule}"))
         })
     }

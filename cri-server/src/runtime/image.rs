@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use podhold_image::{Credentials, Image, Progress, Reference};
+use podhold_image::{Credentials, Forms, Image, Progress, Reference, is_server_of};
 use podhold_proto::cri;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::Runtime;
 use crate::{
@@ -48,37 +48,23 @@ impl Runtime {
     }
 }
 
-/// Credentials of a pull request, in the order in which the CRI prefers them.
-pub fn credentials(auth: &cri::AuthConfig) -> Result<Option<Credentials>> {
-    if !auth.registry_token.is_empty() {
-        return Ok(Some(Credentials::RegistryToken(auth.registry_token.clone())));
+/// Credentials of a pull request, in the order in which the CRI prefers them. Those for another server than
+/// the image's are not used at all.
+pub fn credentials(auth: &cri::AuthConfig, image: &str) -> Result<Option<Credentials>> {
+    let server = auth.server_address.as_str();
+    let is_meant = Reference::parse(image).is_ok_and(|image| is_server_of(server, image.registry()));
+    if !server.is_empty() && !is_meant {
+        debug!(image, server, "credentials of the request are for another server: not used");
+        return Ok(None);
     }
-    if !auth.identity_token.is_empty() {
-        return Ok(Some(Credentials::IdentityToken(auth.identity_token.clone())));
-    }
-    if !auth.username.is_empty() {
-        return Ok(Some(Credentials::Basic {
-            username: auth.username.clone(),
-            password: auth.password.clone(),
-        }));
-    }
-    if !auth.auth.is_empty() {
-        return decode(&auth.auth).map(Some);
-    }
-    Ok(None)
-}
-
-/// `user:password` in base64, as in a Docker configuration file.
-fn decode(auth: &str) -> Result<Credentials> {
-    use base64::Engine as _;
-    let refuse = || Error::invalid("auth.auth", "is not base64 of user:password");
-    let bytes = base64::engine::general_purpose::STANDARD.decode(auth.trim()).map_err(|_| refuse())?;
-    let text = String::from_utf8(bytes).map_err(|_| refuse())?;
-    let (username, password) = text.split_once(':').ok_or_else(refuse)?;
-    Ok(Credentials::Basic {
-        username: username.to_owned(),
-        password: password.trim_end_matches('\0').to_owned(),
-    })
+    let forms = Forms {
+        username: &auth.username,
+        password: &auth.password,
+        auth: &auth.auth,
+        identity_token: &auth.identity_token,
+        registry_token: &auth.registry_token,
+    };
+    Credentials::from_forms(forms).map_err(|reason| Error::invalid("auth.auth", reason))
 }
 
 #[cfg(test)]
@@ -89,11 +75,27 @@ mod tests {
     fn an_odd_auth_is_refused_without_being_told() {
         let auth = |text: &str| cri::AuthConfig { auth: text.into(), ..Default::default() };
         assert!(matches!(
-            credentials(&auth("dXNlcjpzZWNyZXQ=")).unwrap(),
+            credentials(&auth("dXNlcjpzZWNyZXQ="), "app").unwrap(),
             Some(Credentials::Basic { username, password }) if username == "user" && password == "secret"
         ));
-        let message = credentials(&auth("c2VjcmV0")).unwrap_err().to_string();
+        let message = credentials(&auth("c2VjcmV0"), "app").unwrap_err().to_string();
         assert!(!message.contains("c2VjcmV0") && message.starts_with("auth.auth: "), "{message}");
-        assert!(credentials(&auth("")).unwrap().is_none());
+        assert!(credentials(&auth(""), "app").unwrap().is_none());
+    }
+    #[test]
+    fn credentials_for_another_server_are_not_used() {
+        let used = |server: &str, image: &str| {
+            let auth = cri::AuthConfig {
+                username: "u".into(),
+                password: "p".into(),
+                server_address: server.into(),
+                ..Default::default()
+            };
+            credentials(&auth, image).unwrap().is_some()
+        };
+        assert!(used("", "quay.io/a:1") && used("https://quay.io", "quay.io/a:1"));
+        assert!(used("https://index.docker.io/v1/", "busybox") && used("localhost:5000", "localhost:5000/a"));
+        assert!(!used("https://gcr.io", "quay.io/a:1") && !used("quay.io", "busybox"));
+        assert!(!used("quay.io", "quay.io.evil.test/a") && !used("quay.io", "not an image"));
     }
 }

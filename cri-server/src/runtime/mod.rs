@@ -3,6 +3,7 @@
 //! The gRPC service and `podhold run` both call these and nothing below them. Each changing verb runs in
 //! a task of its own (see [`flight`]) and follows claim, act, commit (see [`crate::state`]).
 
+mod archives;
 mod check;
 mod confinement;
 mod container;
@@ -18,6 +19,7 @@ mod metrics;
 mod network_status;
 mod pod;
 mod pod_resources;
+mod preload;
 mod prepare;
 mod propagation;
 mod reach;
@@ -52,6 +54,7 @@ use podhold_sandbox::{
 };
 
 pub use self::{
+    archives::Pruned,
     exec::ExecOutput,
     image::credentials,
     metrics::{ContainerReading, Disk, PodReading, Reading},
@@ -96,6 +99,8 @@ pub struct Runtime {
     usage: stats::Memory,
     /// Held by who writes or removes the status files of containers; by threads that may block only.
     status_files: std::sync::Mutex<()>,
+    /// Held by who takes up or removes what was damaged.
+    looking: tokio::sync::Mutex<()>,
     /// What the state directory's disk has not taken yet.
     undone: upkeep::Undone,
     /// What was last found of that disk.
@@ -162,6 +167,7 @@ impl Runtime {
             network_status: network_status::NetworkStatus::default(),
             usage: stats::Memory::default(),
             status_files: std::sync::Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
             undone: upkeep::Undone::default(),
             last_room: std::sync::Mutex::new(Room::Enough),
             room_looks: Arc::new(tokio::sync::Semaphore::new(1)),
@@ -264,10 +270,15 @@ fn lock(dir: &Path) -> Result<std::fs::File> {
 fn image_config(config: &Config) -> podhold_image::Config {
     podhold_image::Config {
         dir: config.state_dir.join("images"),
-        hosts_dir: config.image.hosts_dir.clone(),
+        hosts_dirs: config.image.hosts_dirs.clone(),
+        credentials: podhold_image::CredentialSources {
+            files: config.image.credential_files.clone(),
+            helper_dirs: config.image.credential_helper_dirs.clone(),
+        },
         parallel_layers: config.image.parallel_layers,
         pinned: config.image.pinned.clone(),
         stall_timeout: config.stall_timeout(),
+        keep_imported: config.image.keep_imported_blobs,
         ..podhold_image::Config::default()
     }
 }

@@ -51,7 +51,7 @@ impl Runtime {
     async fn make_or_find(self: Arc<Self>, record: PodRecord) -> Result<()> {
         match self.store.pod(&record.id).map(|pod| pod.phase) {
             Some(PodPhase::Creating) => self.make_pod(record).await,
-            Some(PodPhase::Ready) => Ok(()),
+            Some(PodPhase::Ready | PodPhase::Unanswered) => Ok(()),
             Some(_) | None => {
                 let id = record.id;
                 Err(Error::Precondition(format!("pod {id} could not be made or was stopped; ask again")))
@@ -273,7 +273,7 @@ fn same_pod(pod: &Pod, asked: &PodRecord) -> Result<()> {
         return Err(Error::Exists { object: "pod", id: pod.record.id.to_string(), field });
     }
     match pod.phase {
-        PodPhase::Creating | PodPhase::Ready => Ok(()),
+        PodPhase::Creating | PodPhase::Ready | PodPhase::Unanswered => Ok(()),
         phase => Err(Error::Precondition(format!(
             "pod {} has this name and is {}; remove it or use the next attempt",
             pod.record.id,
@@ -283,14 +283,7 @@ fn same_pod(pod: &Pod, asked: &PodRecord) -> Result<()> {
 }
 
 fn reserved(record: &PodRecord) -> Pod {
-    Pod {
-        record: Arc::new(record.clone()),
-        phase: PodPhase::Creating,
-        ips: Vec::new(),
-        live: None,
-        containers: std::collections::BTreeSet::new(),
-        updating: Arc::default(),
-    }
+    Pod::new(record.clone(), PodPhase::Creating)
 }
 
 /// What a pod's configuration may not be.

@@ -125,7 +125,7 @@ impl Runtime {
     async fn wait_until_known(&self, container: &Container) -> Result<()> {
         let (pod, id) = (&container.record.pod, &container.record.id);
         let known = |now: Option<&Container>| match now.map(|now| &now.phase) {
-            Some(ContainerPhase::Unknown) => None,
+            Some(ContainerPhase::Unknown { .. }) => None,
             _ => Some(()),
         };
         timeout(SETTLE_TIME, self.store.wait_container(id, known)).await.map_err(|_| {
@@ -180,7 +180,7 @@ impl Runtime {
             // Whoever notices that as well does the same.
             Err(LaunchError::Gone { .. }) => return self.end_orphan(&container).await,
             Err(LaunchError::NotRunning { .. }) if self.exited_meanwhile(id) => return Ok(()),
-            Err(silent @ LaunchError::Silent { .. }) => {
+            Err(silent @ (LaunchError::Silent { .. } | LaunchError::Lost { .. })) => {
                 self.kill_cgroup(&container).await?;
                 return Err(Error::Deadline(format!(
                     "container {id}: its processes were killed, and how it ended is not known yet: {silent}"

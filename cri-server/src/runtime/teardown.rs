@@ -28,15 +28,18 @@ impl Runtime {
         let id = &record.id;
         // Taken away first: the end of the shim is then no news to whoever watches it.
         let live = self.store.change_pod(id, |pod| pod.live.take()).flatten();
+        let ended = live.is_none() && self.store.pod(id).is_some_and(|pod| pod.ended);
         let network = async { self.cni.del(id).await.map_err(Error::from) };
         let processes = async {
             match live {
                 Some(live) => self.close_shim(record, live.as_ref()).await,
+                None if ended => Ok(()),
                 None => self.kill_leftovers(record).await,
             }
         };
         let (network, processes) = tokio::join!(network, processes);
         processes?;
+        self.store.change_pod(id, |pod| pod.ended = true);
         self.undone.network(id, network)?;
         let path = self.layout.netns(id);
         blocking("network namespace", move || netns::remove(&path).map_err(Error::doing("network namespace")))

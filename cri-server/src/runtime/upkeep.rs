@@ -177,6 +177,7 @@ impl Runtime {
                 short = !come;
                 let Some(runtime) = runtime.upgrade().filter(|_| come) else { continue };
                 runtime.catch_up().await;
+                runtime.look_again().await;
             }
         });
     }

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::Runtime;
 use crate::error::chain;
 use crate::state::{
-    Container, ContainerEvent, ContainerPhase, ContainerStatusRecord, Ended, Hidden, PodEvent,
+    Container, ContainerEvent, ContainerPhase, ContainerStatusRecord, Ended, Hidden, PodEvent, Wait,
 };
 
 /// Exit code of a container whose end nobody saw.
@@ -40,6 +40,10 @@ impl Runtime {
                     }
                     ShimEvent::Gone(reason) => {
                         runtime.shim_gone(&pod, &reason);
+                        break;
+                    }
+                    ShimEvent::Lost(reason) => {
+                        runtime.shim_lost(&pod, reason);
                         break;
                     }
                 }
@@ -119,6 +123,7 @@ impl Runtime {
     }
 
     fn pod_died(self: &Arc<Self>, pod: &PodId) {
+        self.store.change_pod(pod, |pod| pod.ips.clear());
         if let Some(Err(error)) = self.store.pod_event(pod, PodEvent::Died) {
             warn!(pod = %pod, %error, "pod died");
         }
@@ -140,16 +145,29 @@ impl Runtime {
     /// The shim is gone: whatever it has not recorded is unknown for ever.
     fn shim_gone(self: &Arc<Self>, pod: &PodId, reason: &str) {
         let why = format!("its shim is gone: {reason}");
-        let closing = self.store.change_pod(pod, |pod| pod.live.take().is_none()).unwrap_or(true);
-        if closing {
+        if self.store.pod_is_unheld(pod).is_none() {
             // Whoever has taken the handle away ends what is left.
             let (runtime, pod) = (Arc::clone(self), pod.clone());
             tokio::spawn(async move { runtime.settle_unheld(&pod, &why).await });
             return;
         }
         warn!(pod = %pod, reason, "shim is gone");
-        self.pod_died(pod);
         self.end_unheld_in_background(pod, why);
+    }
+
+    /// The shim lives, and cannot be talked to: the pod is as it was, for all that is known. Asked again and
+    /// again.
+    fn shim_lost(self: &Arc<Self>, pod: &PodId, reason: String) {
+        // Whoever has taken the handle away, or has another one, knows better.
+        let ours = self.store.pod(pod).and_then(|pod| pod.live).is_some_and(|live| live.is_silent());
+        if !ours {
+            return;
+        }
+        warn!(pod = %pod, reason, "shim lives and cannot be talked to; asked again in the background");
+        self.store.change_pod(pod, |pod| pod.wait = Some(Wait::new(reason)));
+        if let Some(Ok(_)) = self.store.pod_event(pod, PodEvent::Lost) {
+            self.keep_asking(pod.clone());
+        }
     }
 
     /// Ends what is left of a pod that nothing holds any more, and commits the exits of its containers.
@@ -168,7 +186,8 @@ impl Runtime {
     /// Commits how the containers of a pod have ended that nothing holds any more.
     pub(super) async fn settle_unheld(self: &Arc<Self>, pod: &PodId, why: &str) {
         for container in self.store.containers_of(pod) {
-            let unsettled = matches!(container.phase, ContainerPhase::Starting | ContainerPhase::Unknown);
+            let unsettled =
+                matches!(container.phase, ContainerPhase::Starting | ContainerPhase::Unknown { .. });
             if unsettled || container.phase.run().is_some() {
                 self.commit_unattended(&container, why.to_owned()).await;
             }

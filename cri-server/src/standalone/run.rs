@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     error::{Error, Result},
     runtime::Runtime,
-    state::{Container, ContainerPhase, Ended, Pod},
+    state::{Container, ContainerPhase, Ended, Hidden, Pod},
 };
 
 /// Exit codes of a pod that was told to end, as shells give them: 128 and the signal.
@@ -32,7 +32,8 @@ const TERMINATED: u8 = 143;
 /// Whatever happens, the pod is removed before this returns.
 pub async fn run(manifest: Manifest, config: Config) -> Result<u8> {
     let runtime = Runtime::open(config).await?;
-    if let Err(error) = remove_pods(&runtime, |_| true).await {
+    let left = remove_pods(&runtime, |_| true).await.and(remove_damaged(&runtime).await);
+    if let Err(error) = left {
         eprintln!("podhold: what an earlier run left could not all be removed: {error}");
     }
     let dir = runtime.config().run_dir.join("pod");
@@ -76,6 +77,21 @@ async fn remove_pods(runtime: &Arc<Runtime>, which: impl Fn(&Pod) -> bool) -> Re
     let pods = runtime.store().pods();
     let removals = pods.iter().filter(|pod| which(pod)).map(|pod| runtime.remove_pod(pod.record.id.as_str()));
     futures::future::join_all(removals).await.into_iter().collect()
+}
+
+/// Removes the pods of earlier runs whose records cannot be used any more: nobody else will.
+async fn remove_damaged(runtime: &Arc<Runtime>) -> Result<()> {
+    for damage in runtime.store().damaged() {
+        if let Hidden::Pod(id) = &damage.hides {
+            eprintln!(
+                "podhold: removing a pod of an earlier run: {}: {}",
+                damage.path.display(),
+                damage.reason
+            );
+            runtime.remove_pod(id.as_str()).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives the running containers of this run's pod their grace, then removes it.

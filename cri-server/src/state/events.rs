@@ -103,7 +103,9 @@ impl Told {
             ContainerPhase::Created | ContainerPhase::Starting => self.reach(Self::Created, false),
             ContainerPhase::Running(_) | ContainerPhase::Stopping { .. } => self.reach(Self::Started, true),
             ContainerPhase::Exited(ended) => self.reach(Self::Stopped, ended.started_at.is_some()),
-            ContainerPhase::Creating | ContainerPhase::Removing(_) | ContainerPhase::Unknown => Vec::new(),
+            ContainerPhase::Creating | ContainerPhase::Removing(_) | ContainerPhase::Unknown { .. } => {
+                Vec::new()
+            }
         }
     }
 
@@ -112,7 +114,7 @@ impl Told {
         match phase {
             PodPhase::Ready => self.reach(Self::Started, true),
             PodPhase::NotReady => self.reach(Self::Stopped, false),
-            PodPhase::Creating | PodPhase::Stopping | PodPhase::Removing => Vec::new(),
+            PodPhase::Creating | PodPhase::Unanswered | PodPhase::Stopping | PodPhase::Removing => Vec::new(),
         }
     }
 

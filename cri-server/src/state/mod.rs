@@ -6,16 +6,16 @@
 
 mod damaged;
 mod events;
+mod object;
 mod phase;
 mod record;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard},
     time::SystemTime,
 };
 
-use podhold_proto::cri;
 use podhold_sandbox::{ContainerId, PodId, launch::LivePod};
 use tokio::sync::watch;
 
@@ -23,39 +23,10 @@ use self::events::{Readers, Told};
 pub use self::{
     damaged::{Damage, Hidden},
     events::{Happening, Kind, Reader},
+    object::{Container, Pod, Wait},
     phase::{ContainerEvent, ContainerPhase, Ended, IllegalTransition, PodEvent, PodPhase, Run},
     record::{ContainerRecord, ContainerStatusRecord, PodLimits, PodRecord, id_ranges, log_path},
 };
-
-/// A pod as the store knows it. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Pod {
-    /// What does not change, as on disk.
-    pub record: Arc<PodRecord>,
-    /// Where it is in its life.
-    pub phase: PodPhase,
-    /// Addresses, the first one being the primary.
-    pub ips: Vec<std::net::IpAddr>,
-    /// What makes it run, while it runs.
-    pub live: Option<Arc<dyn LivePod>>,
-    /// Its containers.
-    pub containers: BTreeSet<ContainerId>,
-    /// Held by who changes its limits: two updates come one after the other.
-    pub updating: Arc<tokio::sync::Mutex<()>>,
-}
-
-/// A container as the store knows it. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Container {
-    /// What does not change, as on disk.
-    pub record: Arc<ContainerRecord>,
-    /// Where it is in its life.
-    pub phase: ContainerPhase,
-    /// Its limits, as last updated.
-    pub resources: cri::LinuxContainerResources,
-    /// Held by who changes its limits: two updates come one after the other.
-    pub updating: Arc<tokio::sync::Mutex<()>>,
-}
 
 /// Whether a name could be given to a new object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +92,20 @@ impl Inner {
         self.container_names.insert(name, id.clone());
         self.containers.insert(id, Slot::new(container, told));
         Reserve::New
+    }
+
+    fn pod_event(&mut self, id: &PodId, event: PodEvent) -> Option<Result<Pod, IllegalTransition>> {
+        let slot = self.pods.get_mut(id)?;
+        let phase = match slot.value.phase.after(event) {
+            Ok(phase) => phase,
+            Err(illegal) => return Some(Err(illegal)),
+        };
+        slot.value.phase = phase;
+        slot.wake();
+        let due = slot.told.of_pod(phase);
+        let pod = slot.value.clone();
+        self.tell(&due, id.as_str(), id);
+        Some(Ok(pod))
     }
 
     /// Tells the readers, with the pod and its containers as they are now.
@@ -189,7 +174,7 @@ impl Store {
     pub fn load_container(&self, container: Container) -> Reserve<Container> {
         let mut told = Told::Created;
         match &container.phase {
-            ContainerPhase::Unknown => told = Told::Started,
+            ContainerPhase::Unknown { .. } => told = Told::Started,
             phase => drop(told.of_container(phase)),
         }
         self.lock().insert_container(container, told)
@@ -211,7 +196,12 @@ impl Store {
             return Some(pod);
         }
         let inner = self.lock();
-        unique(inner.pods.iter().map(|(id, slot)| (id.as_str(), slot)), text).map(|slot| slot.value.clone())
+        let damaged = inner.damaged.iter().filter_map(|damage| match &damage.hides {
+            Hidden::Pod(id) => Some((id.as_str(), None)),
+            _ => None,
+        });
+        let known = inner.pods.iter().map(|(id, slot)| (id.as_str(), Some(slot)));
+        unique(known.chain(damaged), text)?.map(|slot| slot.value.clone())
     }
 
     /// The container whose id is `text` or, uniquely, begins with it.
@@ -220,8 +210,12 @@ impl Store {
             return Some(container);
         }
         let inner = self.lock();
-        unique(inner.containers.iter().map(|(id, slot)| (id.as_str(), slot)), text)
-            .map(|slot| slot.value.clone())
+        let damaged = inner.damaged.iter().filter_map(|damage| match &damage.hides {
+            Hidden::Container(_, id) => Some((id.as_str(), None)),
+            _ => None,
+        });
+        let known = inner.containers.iter().map(|(id, slot)| (id.as_str(), Some(slot)));
+        unique(known.chain(damaged), text)?.map(|slot| slot.value.clone())
     }
 
     /// All pods, oldest first.
@@ -250,18 +244,25 @@ impl Store {
 
     /// Moves a pod to its next phase and returns it as it is then. `None` when it is gone.
     pub fn pod_event(&self, id: &PodId, event: PodEvent) -> Option<Result<Pod, IllegalTransition>> {
+        self.lock().pod_event(id, event)
+    }
+
+    /// The pod's shim is dead: the pod is NotReady, and what runs in it belongs to nobody until it has been
+    /// ended; all of that at once, so that no answer has one without the other. Gives its handle, if it had one.
+    pub fn pod_is_unheld(&self, id: &PodId) -> Option<Arc<dyn LivePod>> {
         let mut inner = self.lock();
-        let slot = inner.pods.get_mut(id)?;
-        let phase = match slot.value.phase.after(event) {
-            Ok(phase) => phase,
-            Err(illegal) => return Some(Err(illegal)),
-        };
-        slot.value.phase = phase;
-        slot.wake();
-        let due = slot.told.of_pod(phase);
-        let pod = slot.value.clone();
-        inner.tell(&due, id.as_str(), id);
-        Some(Ok(pod))
+        let pod = &mut inner.pods.get_mut(id)?.value;
+        (pod.ips, pod.wait) = (Vec::new(), None);
+        let (live, containers) = (pod.live.take(), pod.containers.clone());
+        for container in containers {
+            if let Some(slot) = inner.containers.get_mut(&container) {
+                slot.value.unheld = true;
+                slot.wake();
+            }
+        }
+        // Fits every phase.
+        let _died = inner.pod_event(id, PodEvent::Died);
+        live
     }
 
     /// Changes what is known of a pod besides its phase.

@@ -6,6 +6,7 @@
 //!                             \__________ failed start: Exited ____/        |
 //!                              \____________________________________________/  removed unstarted
 //! pod:        Creating -> Ready -> Stopping -> NotReady -> Removing -> (gone)
+//!             Ready <-> Unanswered: its shim lives, and does not answer; told as ready
 //! ```
 //!
 //! Every change is *claim* (enter a transitional phase), act, *commit* (leave it). An exit that arrives
@@ -38,7 +39,10 @@ pub enum ContainerPhase {
     /// What is left of it is being undone; `None` when it never ran.
     Removing(Option<Ended>),
     /// Found on disk by a new daemon, which has no answer of its shim yet.
-    Unknown,
+    Unknown {
+        /// When it was started, as far as its record says so.
+        started_at: Option<SystemTime>,
+    },
 }
 
 /// A container's run.
@@ -97,6 +101,9 @@ pub enum PodPhase {
     Creating,
     /// Containers can be created in it.
     Ready,
+    /// It was ready, and its shim has not answered this daemon, or does not any more. For all that is known it
+    /// is as it was.
+    Unanswered,
     /// It is being stopped.
     Stopping,
     /// Its network and processes are gone, or its pause process or shim has died.
@@ -120,6 +127,8 @@ pub enum PodEvent {
     StopFailed,
     /// The pause process or the shim ended unasked.
     Died,
+    /// Its shim lives, and cannot be talked to.
+    Lost,
     /// RemovePodSandbox claims.
     RemoveClaimed,
     /// Removing could not be finished; it can be tried again.
@@ -144,15 +153,15 @@ impl ContainerPhase {
         use ContainerEvent as E;
         use ContainerPhase as P;
         Ok(match (self, event) {
-            (P::Creating, E::CreateDone) | (P::Unknown, E::NeverStarted) => P::Created,
-            (P::Created, E::StartClaimed) | (P::Unknown, E::FoundStarting) => P::Starting,
-            (P::Starting | P::Unknown, E::Started(run)) => P::Running(run),
+            (P::Creating, E::CreateDone) | (P::Unknown { .. }, E::NeverStarted) => P::Created,
+            (P::Created, E::StartClaimed) | (P::Unknown { .. }, E::FoundStarting) => P::Starting,
+            (P::Starting | P::Unknown { .. }, E::Started(run)) => P::Running(run),
             (P::Starting, E::StartFailed(ended)) => P::Exited(ended),
             (P::Running(run), E::StopClaimed(deadline)) => P::Stopping { run: *run, deadline },
             (P::Stopping { run, deadline }, E::StopClaimed(sooner)) => {
                 P::Stopping { run: *run, deadline: sooner.min(*deadline) }
             }
-            (P::Starting | P::Running(_) | P::Stopping { .. } | P::Unknown, E::Exited(ended)) => {
+            (P::Starting | P::Running(_) | P::Stopping { .. } | P::Unknown { .. }, E::Exited(ended)) => {
                 P::Exited(ended)
             }
             // The exit overtook the answer to Start.
@@ -161,7 +170,7 @@ impl ContainerPhase {
                 P::Exited(Ended { started_at, ..ended.clone() })
             }
             (P::Exited(ended), E::Exited(_)) => P::Exited(ended.clone()),
-            (P::Created | P::Creating | P::Unknown, E::RemoveClaimed) => P::Removing(None),
+            (P::Created | P::Creating | P::Unknown { .. }, E::RemoveClaimed) => P::Removing(None),
             (P::Exited(ended), E::RemoveClaimed) => P::Removing(Some(ended.clone())),
             (P::Removing(None), E::RemoveFailed) => P::Created,
             (P::Removing(Some(ended)), E::RemoveFailed) => P::Exited(ended.clone()),
@@ -184,7 +193,7 @@ impl ContainerPhase {
             Self::Stopping { .. } => "stopping",
             Self::Exited(_) => "exited",
             Self::Removing(_) => "being removed",
-            Self::Unknown => "not known yet: its shim has not answered",
+            Self::Unknown { .. } => "not known yet: its shim has not answered",
         }
     }
 
@@ -203,13 +212,15 @@ impl PodPhase {
         use PodEvent as E;
         use PodPhase as P;
         Ok(match (self, event) {
-            (P::Creating, E::RunDone) | (P::NotReady, E::Found) => P::Ready,
+            (P::Creating, E::RunDone) | (P::NotReady | P::Unanswered | P::Ready, E::Found) => P::Ready,
             (P::Creating, E::RunFailed) => P::NotReady,
-            (P::Ready | P::NotReady, E::StopClaimed) => P::Stopping,
+            (P::Ready | P::Unanswered | P::NotReady, E::StopClaimed) => P::Stopping,
+            (P::Ready | P::Unanswered, E::Lost) => P::Unanswered,
             (P::Stopping, E::StopDone | E::StopFailed) => P::NotReady,
-            (P::Ready | P::NotReady, E::Died) => P::NotReady,
+            (P::Ready | P::Unanswered | P::NotReady, E::Died) => P::NotReady,
             // Whoever is at work notices for itself.
-            (P::Creating | P::Stopping | P::Removing, E::Died) => self,
+            (P::Creating | P::Stopping | P::Removing, E::Died)
+            | (P::Creating | P::Stopping | P::NotReady | P::Removing, E::Lost) => self,
             (P::NotReady, E::RemoveClaimed) => P::Removing,
             (P::Removing, E::RemoveFailed) => P::NotReady,
             (phase, event) => {
@@ -221,11 +232,17 @@ impl PodPhase {
         })
     }
 
+    /// Whether it has its namespaces and its network, as far as is known.
+    pub fn is_up(self) -> bool {
+        matches!(self, Self::Ready | Self::Unanswered)
+    }
+
     /// The phase in words, for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Creating => "being created",
             Self::Ready => "ready",
+            Self::Unanswered => "waiting for its shim, which does not answer",
             Self::Stopping => "being stopped",
             Self::NotReady => "not ready",
             Self::Removing => "being removed",
@@ -297,6 +314,19 @@ mod tests {
         }
         let refusal = PodPhase::Ready.after(PodEvent::RemoveClaimed).unwrap_err();
         assert_eq!(refusal.to_string(), "RemoveClaimed cannot happen while ready");
+    }
+
+    #[test]
+    fn a_pod_whose_shim_does_not_answer_stays_up_until_that_is_dead() {
+        let lost = PodPhase::Ready.after(PodEvent::Lost).unwrap();
+        assert!(lost.is_up() && lost != PodPhase::Ready);
+        assert_eq!(lost.after(PodEvent::Found), Ok(PodPhase::Ready));
+        assert_eq!(lost.after(PodEvent::Died), Ok(PodPhase::NotReady));
+        assert_eq!(lost.after(PodEvent::StopClaimed), Ok(PodPhase::Stopping));
+        // What nobody is waiting for stays as it is.
+        for phase in [PodPhase::Stopping, PodPhase::NotReady, PodPhase::Removing] {
+            assert_eq!(phase.after(PodEvent::Lost), Ok(phase));
+        }
     }
 
     #[test]

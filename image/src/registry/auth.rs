@@ -6,45 +6,19 @@
 //!
 //! Invariant: to a host on https, nothing is sent but by https.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use http_auth::ChallengeParser;
-use reqwest::header::HeaderValue;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest as _, Sha256};
 
 use super::client::read_bounded;
-use crate::hosts::Host;
+use crate::{credentials::Credentials, hosts::Host};
 
 /// Longest wait for a token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Largest answer of a token service, in bytes.
 const MAX_TOKEN: u64 = 1 << 20;
-
-/// What a caller proves itself with to a registry.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Credentials {
-    /// A user's name and password (or personal token).
-    Basic {
-        /// The name.
-        username: String,
-        /// The password.
-        password: String,
-    },
-    /// A long-lived token that the registry's token service exchanges for a short-lived one.
-    IdentityToken(String),
-    /// A token to be sent to the registry as it is.
-    RegistryToken(String),
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Basic { .. } => "Basic(redacted)",
-            Self::IdentityToken(_) => "IdentityToken(redacted)",
-            Self::RegistryToken(_) => "RegistryToken(redacted)",
-        })
-    }
-}
 
 /// Tells credentials apart without keeping them in a key.
 pub(super) type Fingerprint = [u8; 32];
@@ -95,14 +69,15 @@ impl Auth {
         repository: &str,
         challenges: &[String],
         refused: Option<&HeaderValue>,
-    ) -> Result<Option<HeaderValue>, String> {
+    ) -> Result<Option<HeaderValue>, NoAnswer> {
         let mut granted = self.granted.lock().await;
         if let Some(newer) = granted.get(repository).filter(|value| Some(*value) != refused) {
             return Ok(Some(newer.clone()));
         }
         let exchange = self.exchange(repository, challenges);
         let value = tokio::time::timeout(TOKEN_TIMEOUT, exchange).await.map_err(|_| {
-            format!("its token service did not answer within {} s", TOKEN_TIMEOUT.as_secs())
+            let reason = format!("its token service did not answer within {} s", TOKEN_TIMEOUT.as_secs());
+            NoAnswer { reason, passing: true }
         })??;
         match value.filter(|value| Some(value) != refused) {
             Some(value) => {
@@ -116,81 +91,143 @@ impl Auth {
         }
     }
 
-    async fn exchange(&self, repository: &str, challenges: &[String]) -> Result<Option<HeaderValue>, String> {
+    async fn exchange(
+        &self,
+        repository: &str,
+        challenges: &[String],
+    ) -> Result<Option<HeaderValue>, NoAnswer> {
         if let Some(Credentials::RegistryToken(token)) = &self.credentials {
             return bearer(token).map(Some);
         }
-        let Some(challenge) = Bearer::find(challenges) else {
-            let basic = challenges.iter().any(|c| c.trim_start().to_ascii_lowercase().starts_with("basic"));
-            return match &self.credentials {
-                Some(Credentials::Basic { username, password }) if basic => {
-                    self.basic(username, password).map(Some)
-                }
-                _ => Ok(None),
-            };
-        };
-        self.token(repository, &challenge).await
-    }
-
-    /// A basic `Authorization` value. reqwest knows how to write it; a request never sent carries it out.
-    fn basic(&self, username: &str, password: &str) -> Result<HeaderValue, String> {
-        let request = self.transport.get("http://localhost/").basic_auth(username, Some(password)).build();
-        let request = request.map_err(|_| "the credentials cannot be sent".to_owned())?;
-        request
-            .headers()
-            .get("authorization")
-            .cloned()
-            .ok_or_else(|| "the credentials cannot be sent".to_owned())
+        match (Challenge::choose(challenges), &self.credentials) {
+            (Some(Challenge::Bearer(challenge)), _) => self.token(repository, &challenge).await,
+            (Some(Challenge::Basic), Some(Credentials::Basic { username, password })) => {
+                sensitive(Credentials::basic(username, password)).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The token exchange (distribution, docs/spec/auth/token.md and oauth.md).
-    async fn token(&self, repository: &str, challenge: &Bearer) -> Result<Option<HeaderValue>, String> {
-        let mut url =
-            reqwest::Url::parse(&challenge.realm).map_err(|_| "the realm of its challenge is no URL")?;
+    async fn token(&self, repository: &str, challenge: &Bearer) -> Result<Option<HeaderValue>, NoAnswer> {
+        let url = reqwest::Url::parse(&challenge.realm)
+            .map_err(|_| NoAnswer::for_good("the realm of its challenge is no URL"))?;
         if self.host.scheme == "https" && url.scheme() != "https" {
-            return Err("its token service is not reached by https, so nothing is sent there".to_owned());
+            let reason = "its token service is not reached by https, so nothing is sent there";
+            return Err(NoAnswer::for_good(reason));
         }
         let scope = challenge.scope.clone().unwrap_or_else(|| format!("repository:{repository}:pull"));
-        let mut pairs = vec![("scope", scope)];
-        pairs.extend(challenge.service.clone().map(|service| ("service", service)));
-        let request = match &self.credentials {
+        let response = match &self.credentials {
             Some(Credentials::IdentityToken(token)) => {
-                pairs.push(("grant_type", "refresh_token".to_owned()));
-                pairs.push(("refresh_token", token.clone()));
-                pairs.push(("client_id", "podhold".to_owned()));
-                let mut form = url.clone();
-                form.query_pairs_mut().clear().extend_pairs(&pairs);
-                let body = form.query().unwrap_or_default().to_owned();
-                self.transport
-                    .post(url)
-                    .header("content-type", "application/x-www-form-urlencoded")
-                    .body(body)
+                let proof = [("grant_type", "refresh_token"), ("refresh_token", token)];
+                self.send(self.form(url, challenge, &scope, &proof)).await?
             }
             Some(Credentials::Basic { username, password }) => {
-                url.query_pairs_mut().extend_pairs(&pairs);
-                self.transport.get(url).basic_auth(username, Some(password))
+                let basic = sensitive(Credentials::basic(username, password))?;
+                let get = self.query(url.clone(), challenge, &scope).header(AUTHORIZATION, basic);
+                let response = self.send(get).await?;
+                // Services that know the newer form only.
+                if matches!(response.status().as_u16(), 404 | 405) {
+                    let proof = [("grant_type", "password"), ("username", username), ("password", password)];
+                    self.send(self.form(url, challenge, &scope, &proof)).await?
+                } else {
+                    response
+                }
             }
-            _ => {
-                url.query_pairs_mut().extend_pairs(&pairs);
-                self.transport.get(url)
-            }
+            _ => self.send(self.query(url, challenge, &scope)).await?,
         };
-        let asked = |error: reqwest::Error| {
-            format!("its token service cannot be asked: {}", super::client::causes(error.without_url()))
-        };
-        let response = request.send().await.map_err(asked)?;
         match response.status().as_u16() {
             200 => {}
             400 | 401 | 403 => return Ok(None),
-            status => return Err(format!("its token service answers {status}")),
+            status => {
+                let passing = matches!(status, 408 | 429 | 500..);
+                return Err(NoAnswer { reason: format!("its token service answers {status}"), passing });
+            }
         }
-        let body =
-            read_bounded(response, MAX_TOKEN).await.map_err(|error| format!("its token service: {error}"))?;
-        let token: Token =
-            serde_json::from_slice(&body).map_err(|_| "its token service gave no token".to_owned())?;
-        let token = token.access_token.or(token.token).ok_or("its token service gave no token")?;
-        bearer(&token).map(Some)
+        let body = read_bounded(response, MAX_TOKEN)
+            .await
+            .map_err(|error| NoAnswer { reason: format!("its token service: {error}"), passing: true })?;
+        bearer(&read_token(&body).ok_or_else(|| NoAnswer::for_good("its token service gave no token"))?)
+            .map(Some)
     }
+
+    /// Asks by the address: each scope by itself.
+    fn query(&self, mut url: reqwest::Url, challenge: &Bearer, scope: &str) -> reqwest::RequestBuilder {
+        {
+            let mut pairs = url.query_pairs_mut();
+            pairs.extend_pairs(challenge.service.iter().map(|service| ("service", service)));
+            pairs.extend_pairs(scope.split_ascii_whitespace().map(|scope| ("scope", scope)));
+        }
+        let headers = self.own_headers(&url);
+        self.transport.get(url).headers(headers)
+    }
+
+    /// Asks by a form, in which secrets are not part of an address.
+    fn form(
+        &self,
+        url: reqwest::Url,
+        challenge: &Bearer,
+        scope: &str,
+        proof: &[(&str, &str)],
+    ) -> reqwest::RequestBuilder {
+        let mut form = url.clone();
+        {
+            let mut pairs = form.query_pairs_mut();
+            pairs.clear().extend_pairs(proof);
+            pairs.append_pair("client_id", "podhold").append_pair("scope", scope);
+            pairs.extend_pairs(challenge.service.iter().map(|service| ("service", service)));
+        }
+        let body = form.query().unwrap_or_default().to_owned();
+        let headers = self.own_headers(&url);
+        let post = self.transport.post(url).headers(headers);
+        post.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body)
+    }
+
+    /// The headers of `hosts.toml` go to the host they are written for, also when it gives tokens.
+    fn own_headers(&self, url: &reqwest::Url) -> HeaderMap {
+        let host = reqwest::Url::parse(&format!("{}://{}", self.host.scheme, self.host.authority));
+        let mut headers = HeaderMap::new();
+        if host.is_ok_and(|host| host.origin() == url.origin()) {
+            for (name, value) in &self.host.headers {
+                let pair = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value));
+                if let (Ok(name), Ok(value)) = pair {
+                    headers.append(name, value);
+                }
+            }
+            // The caller's own goes before it.
+            headers.remove(AUTHORIZATION);
+        }
+        headers
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, NoAnswer> {
+        request.send().await.map_err(|error| {
+            let cause = super::client::causes(error.without_url());
+            NoAnswer { reason: format!("its token service cannot be asked: {cause}"), passing: true }
+        })
+    }
+}
+
+/// Why a challenge could not be answered.
+#[derive(Debug)]
+pub(super) struct NoAnswer {
+    pub(super) reason: String,
+    /// Whether it may go well when it is tried again.
+    pub(super) passing: bool,
+}
+
+impl NoAnswer {
+    fn for_good(reason: &str) -> Self {
+        Self { reason: reason.to_owned(), passing: false }
+    }
+}
+
+/// The token in a token service's answer.
+pub(crate) fn read_token(body: &[u8]) -> Option<String> {
+    // serde takes a list for a struct as well.
+    let object = Some(body).filter(|body| body.trim_ascii_start().starts_with(b"{"))?;
+    let token: Token = serde_json::from_slice(object).ok()?;
+    token.access_token.or(token.token).filter(|token| !token.is_empty())
 }
 
 #[derive(serde::Deserialize)]
@@ -199,36 +236,56 @@ struct Token {
     access_token: Option<String>,
 }
 
-/// A bearer challenge (RFC 6750 and distribution, docs/spec/auth/token.md).
-struct Bearer {
-    realm: String,
-    service: Option<String>,
-    scope: Option<String>,
+/// What a registry wants to be answered with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Challenge {
+    /// A token of its token service.
+    Bearer(Bearer),
+    /// Name and password.
+    Basic,
 }
 
-impl Bearer {
-    fn find(challenges: &[String]) -> Option<Self> {
-        let parsed = challenges.iter().flat_map(|text| ChallengeParser::new(text).map_while(Result::ok));
-        for challenge in parsed.filter(|c| c.scheme.eq_ignore_ascii_case("bearer")) {
+/// A bearer challenge (RFC 6750 and distribution, docs/spec/auth/token.md).
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Bearer {
+    pub(crate) realm: String,
+    pub(crate) service: Option<String>,
+    pub(crate) scope: Option<String>,
+}
+
+impl Challenge {
+    /// The one to answer, out of all `WWW-Authenticate` headers: a token if it can be had.
+    pub(crate) fn choose(headers: &[String]) -> Option<Self> {
+        let mut basic = false;
+        let parsed = headers.iter().flat_map(|text| ChallengeParser::new(text).map_while(Result::ok));
+        for challenge in parsed {
+            basic |= challenge.scheme.eq_ignore_ascii_case("basic");
+            if !challenge.scheme.eq_ignore_ascii_case("bearer") {
+                continue;
+            }
             let param = |name: &str| {
                 let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-                found.map(|(_, value)| value.to_unescaped())
+                found.map(|(_, value)| value.to_unescaped()).filter(|value| !value.is_empty())
             };
             if let Some(realm) = param("realm") {
-                return Some(Self { realm, service: param("service"), scope: param("scope") });
+                let (service, scope) = (param("service"), param("scope"));
+                return Some(Self::Bearer(Bearer { realm, service, scope }));
             }
         }
-        None
+        // Basic is known by its name alone, whatever comes after it.
+        let named =
+            |text: &String| text.trim_start().get(..5).is_some_and(|s| s.eq_ignore_ascii_case("basic"));
+        (basic || headers.iter().any(named)).then_some(Self::Basic)
     }
 }
 
-fn bearer(token: &str) -> Result<HeaderValue, String> {
+fn bearer(token: &str) -> Result<HeaderValue, NoAnswer> {
     sensitive(format!("Bearer {token}"))
 }
 
-fn sensitive(text: String) -> Result<HeaderValue, String> {
+fn sensitive(text: String) -> Result<HeaderValue, NoAnswer> {
     let mut value = HeaderValue::from_str(&text)
-        .map_err(|_| "the token holds characters that cannot be sent".to_owned())?;
+        .map_err(|_| NoAnswer::for_good("the token holds characters that cannot be sent"))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -238,27 +295,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_never_show_in_debug_output() {
-        let all = [
-            Credentials::Basic { username: "user-x".into(), password: "pass-x".into() },
-            Credentials::IdentityToken("pass-x".into()),
-            Credentials::RegistryToken("pass-x".into()),
+    fn the_challenge_to_answer_is_found_among_others() {
+        let bearer = |realm: &str, service: Option<&str>, scope: Option<&str>| {
+            let owned = |text: Option<&str>| text.map(str::to_owned);
+            Some(Challenge::Bearer(Bearer {
+                realm: realm.to_owned(),
+                service: owned(service),
+                scope: owned(scope),
+            }))
+        };
+        let scopes = "repository:a:pull,push repository:b:pull";
+        let table: Vec<(Vec<&str>, Option<Challenge>)> = vec![
+            (vec![], None),
+            (vec!["Basic realm=\"x\""], Some(Challenge::Basic)),
+            (vec!["basic"], Some(Challenge::Basic)),
+            (vec!["BASIC realm=unquoted, charset=\"UTF-8\""], Some(Challenge::Basic)),
+            (vec!["Basic realm=x y z"], Some(Challenge::Basic)),
+            (vec!["Negotiate, Basic realm=\"x\""], Some(Challenge::Basic)),
+            (vec!["Digest realm=\"x\"", "Unknown"], None),
+            (
+                vec!["Basic realm=\"x\"", "Bearer realm=\"https://t/\",service=\"s\",scope=\"a:b:c\""],
+                bearer("https://t/", Some("s"), Some("a:b:c")),
+            ),
+            (
+                vec!["Basic realm=\"a, Bearer realm=b\", Bearer realm=\"https://t/?a=1,2\""],
+                bearer("https://t/?a=1,2", None, None),
+            ),
+            (vec!["bearer REALM=\"https://t/\" , SERVICE=s"], bearer("https://t/", Some("s"), None)),
+            (
+                vec![
+                    "Bearer realm=\"https://t/\",scope=\"repository:a:pull,push repository:b:pull\",error=\"x\"",
+                ],
+                bearer("https://t/", None, Some(scopes)),
+            ),
+            (vec!["Bearer realm=\"q\\\"q\""], bearer("q\"q", None, None)),
+            (vec!["Bearer service=\"s\"", "Basic realm=\"x\""], Some(Challenge::Basic)),
+            (vec!["Bearer realm=\"\""], None),
+            (vec!["Bearer realm=\"open"], None),
         ];
-        assert!(!format!("{all:?}").contains("-x"));
-    }
-
-    #[test]
-    fn the_bearer_challenge_is_found_among_others() {
-        let texts = [
-            "Basic realm=\"x\"".to_owned(),
-            "Bearer realm=\"https://t/\",service=\"s\",scope=\"a:b:c\"".to_owned(),
-        ];
-        let found = Bearer::find(&texts).unwrap();
-        assert_eq!(
-            (found.realm.as_str(), found.service.as_deref(), found.scope.as_deref()),
-            ("https://t/", Some("s"), Some("a:b:c"))
-        );
-        assert!(Bearer::find(&texts[..1]).is_none());
+        for (headers, expected) in table {
+            let owned: Vec<String> = headers.iter().map(|text| (*text).to_owned()).collect();
+            assert_eq!(Challenge::choose(&owned), expected, "{headers:?}");
+        }
     }
 
     fn auth(scheme: &str, credentials: Option<Credentials>) -> Auth {
@@ -273,6 +351,7 @@ mod tests {
             client: None,
             skip_verify: false,
             headers: Vec::new(),
+            dial_timeout: None,
         };
         let _ = rustls::crypto::ring::default_provider().install_default();
         let transport = super::super::client::transport(&Host { scheme: "http".to_owned(), ..host.clone() });
@@ -300,7 +379,7 @@ mod tests {
         for credentials in [None, Some(Credentials::Basic { username: "u".into(), password: "p".into() })] {
             let (realm, was_asked) = token_service(br#"{"token":"t"}"#.to_vec());
             let refused = auth("https", credentials).answer("app", &[realm], None).await.unwrap_err();
-            assert!(refused.contains("not reached by https"), "{refused}");
+            assert!(refused.reason.contains("not reached by https") && !refused.passing, "{refused:?}");
             assert!(was_asked.try_recv().is_err(), "the token service was asked");
         }
     }
@@ -312,6 +391,6 @@ mod tests {
         assert_eq!(token, "Bearer t");
         let (realm, _asked) = token_service(vec![b' '; 2 << 20]);
         let refused = auth("http", None).answer("app", &[realm], None).await.unwrap_err();
-        assert!(refused.contains("larger than"), "{refused}");
+        assert!(refused.reason.contains("larger than"), "{refused:?}");
     }
 }

@@ -5,13 +5,17 @@ use std::{fmt::Write as _, time::Duration};
 use oci_distribution::{errors::OciEnvelope, manifest as media};
 use reqwest::{
     Response, StatusCode, Url,
-    header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE},
+    header::{
+        ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+        WWW_AUTHENTICATE,
+    },
 };
 
-use super::auth::{Auth, Credentials};
+use super::auth::Auth;
 use crate::{
+    credentials::Credentials,
     error::{ErrorKind, ImageError},
-    hosts::Host,
+    hosts::{self, Host},
     reference::Reference,
 };
 
@@ -46,6 +50,8 @@ pub(super) struct Failure {
     pub(super) error: ImageError,
     /// Whether it may succeed when repeated, and how long the host wants us to wait.
     pub(super) retry: Option<Option<Duration>>,
+    /// Whether no connection came about.
+    pub(super) unreachable: bool,
 }
 
 /// A host, with connections and the answer to its challenges.
@@ -60,7 +66,7 @@ pub(super) fn transport(host: &Host) -> Result<reqwest::Client, String> {
     let build = |system_roots: bool| -> Result<reqwest::Client, String> {
         let mut builder = reqwest::Client::builder()
             .user_agent(USER_AGENT)
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(host.dial_timeout.unwrap_or(CONNECT_TIMEOUT))
             .pool_idle_timeout(Duration::from_secs(30))
             // Followed by hand: headers meant for this host must not reach others.
             .redirect(reqwest::redirect::Policy::none())
@@ -95,7 +101,8 @@ impl HostClient {
         Self { host, transport, auth }
     }
 
-    /// Asks, answers one challenge, follows redirects. The response has status 200 or 206.
+    /// Asks, answers one challenge, follows redirects. The response has status 200 or 206, or 416 when a part was
+    /// asked for.
     pub(super) async fn get(
         &self,
         reference: &Reference,
@@ -112,14 +119,16 @@ impl HostClient {
                 .unwrap_or_else(|_| Err(self.silent(reference, &ask.path, silence)))?;
             match response.status() {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
+                StatusCode::RANGE_NOT_SATISFIABLE if ask.offset > 0 => return Ok(response),
                 StatusCode::UNAUTHORIZED if !answered => {
                     let headers = response.headers().get_all(WWW_AUTHENTICATE);
                     let challenges: Vec<String> =
                         headers.iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect();
-                    let answer =
-                        self.auth.answer(repository, &challenges, authorization.as_ref()).await.map_err(
-                            |reason| self.failure(reference, ErrorKind::Unavailable, reason, Some(None)),
-                        )?;
+                    let answer = self.auth.answer(repository, &challenges, authorization.as_ref());
+                    let answer = answer.await.map_err(|no| {
+                        let retry = no.passing.then_some(None);
+                        self.failure(reference, ErrorKind::Unavailable, no.reason, retry)
+                    })?;
                     let Some(answer) = answer else {
                         return Err(self.refused(reference, &ask.path, response).await);
                     };
@@ -140,9 +149,10 @@ impl HostClient {
     ) -> Result<Response, Failure> {
         let unreachable = |error: reqwest::Error| {
             let kind = ErrorKind::Unavailable;
-            let hint = if error.is_connect() { "cannot be reached" } else { "broke off" };
+            let unreachable = error.is_connect();
+            let hint = if unreachable { "cannot be reached" } else { "broke off" };
             let reason = format!("{}: {hint}: {}", ask.path, causes(error.without_url()));
-            self.failure(reference, kind, reason, Some(None))
+            Failure { unreachable, ..self.failure(reference, kind, reason, Some(None)) }
         };
         let mut url = self.url(reference, &ask.path)?;
         let mut own = self.headers(reference, authorization)?;
@@ -173,7 +183,7 @@ impl HostClient {
     fn url(&self, reference: &Reference, path: &str) -> Result<Url, Failure> {
         let Host { scheme, authority, path: prefix, .. } = &self.host;
         let mut text = format!("{scheme}://{authority}{prefix}/{}/{path}", reference.repository());
-        if !self.host.upstream {
+        if *authority != hosts::authority_of(reference.registry()) {
             // Tells a mirror of several registries which one is meant (containerd's convention).
             let _ = write!(text, "?ns={}", reference.registry());
         }
@@ -212,9 +222,7 @@ impl HostClient {
     /// A status that is neither 200 nor 206, with the mend.
     async fn refused(&self, reference: &Reference, path: &str, response: Response) -> Failure {
         let status = response.status();
-        let retry_after =
-            response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-        let after = retry_after.map(Duration::from_secs);
+        let after = response.headers().get(RETRY_AFTER).and_then(|value| rest(value.to_str().ok()?));
         let body = tokio::time::timeout(CONNECT_TIMEOUT, read_bounded(response, MAX_ERROR)).await;
         let said = body.ok().and_then(Result::ok).map(|body| said(&body)).unwrap_or_default();
         let (kind, mend, retry) = match status.as_u16() {
@@ -242,7 +250,9 @@ impl HostClient {
             408 | 500..=599 => (ErrorKind::Unavailable, "it is in trouble; try again later", Some(after)),
             _ => (ErrorKind::FailedPrecondition, "it is perhaps no registry; check the host", None),
         };
-        self.failure(reference, kind, format!("{path}: {status}: {mend}{said}"), retry)
+        let wait =
+            after.map(|after| format!(" (it asks for {} s of rest)", after.as_secs())).unwrap_or_default();
+        self.failure(reference, kind, format!("{path}: {status}: {mend}{wait}{said}"), retry)
     }
 
     pub(super) fn body_failure(&self, reference: &Reference, path: &str, error: BodyError) -> Failure {
@@ -265,7 +275,7 @@ impl HostClient {
         reason: String,
         retry: Option<Option<Duration>>,
     ) -> Failure {
-        Failure { error: self.error(reference, kind, reason), retry }
+        Failure { error: self.error(reference, kind, reason), retry, unreachable: false }
     }
 
     pub(super) fn error(&self, reference: &Reference, kind: ErrorKind, reason: String) -> ImageError {
@@ -285,6 +295,17 @@ fn redirected(from: &Url, target: Option<&str>) -> Result<Url, &'static str> {
         ),
         Some(next) => Ok(next),
     }
+}
+
+/// How long a host wants to be left alone: seconds, or until a date (RFC 9110, Retry-After).
+fn rest(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = chrono::DateTime::parse_from_rfc2822(text).ok()?;
+    let until = std::time::UNIX_EPOCH + Duration::from_secs(u64::try_from(until.timestamp()).ok()?);
+    Some(until.duration_since(std::time::SystemTime::now()).unwrap_or_default())
 }
 
 /// What a registry says about an error, for the end of a message.
@@ -341,6 +362,18 @@ pub(super) async fn read_bounded(mut response: Response, limit: u64) -> Result<V
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wish_for_rest_is_in_seconds_or_a_date() {
+        let seconds = |text: &str| rest(text).map(|rest| rest.as_secs());
+        assert_eq!(seconds("7"), Some(7));
+        assert_eq!(seconds(" 0 "), Some(0));
+        assert_eq!(seconds("Wed, 21 Oct 2015 07:28:00 GMT"), Some(0));
+        assert!(seconds("Fri, 31 Dec 2100 23:59:59 GMT").is_some_and(|rest| rest > 1_000_000));
+        for bad in ["", "soon", "-1", "1.5", "Wed, 99 Oct 2015 07:28:00 GMT"] {
+            assert_eq!(seconds(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn redirects_never_leave_https_for_http() {

@@ -2,7 +2,8 @@
 //!
 //! A download must move [`MIN_WINDOW`] bytes in every window of network waiting, so that neither silence
 //! nor a trickle holds it for ever; time spent waiting for the reader does not count. What broke off goes
-//! on where it stopped (RFC 9110, Range), at the same host or the next.
+//! on where it stopped (RFC 9110, Range), at the same host or the next. A host that answers with another range than
+//! the one asked for is asked for the whole, and what the reader has already is passed over.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use reqwest::{Response, StatusCode, header::CONTENT_RANGE};
 use tokio::{sync::mpsc::Sender, time::Instant};
 
 use super::{
-    Retry, Session,
+    Retry, Session, add,
     client::{ANYTHING, Ask, Failure, HostClient, causes},
 };
 use crate::{
@@ -25,25 +26,42 @@ const MIN_WINDOW: u64 = 64 << 10;
 /// Attempts at one blob in all, however much each of them brought.
 const MAX_ATTEMPTS: u32 = 100;
 
+/// A blob that is wanted.
+pub(crate) struct Wish<'a> {
+    pub(crate) digest: &'a Digest,
+    /// Its size, in bytes.
+    pub(crate) size: u64,
+    /// The first byte wanted; its reader has those before it.
+    pub(crate) from: u64,
+}
+
 impl Session {
-    /// Sends the blob's bytes to `pieces`, then [`Piece::End`]. `moved` is told how many bytes have
-    /// arrived so far. Returns early without error when the reader is gone: the reader knows why.
+    /// Sends the blob's bytes to `pieces`, then [`Piece::End`]. `moved` is told how many bytes the reader has so
+    /// far. Answers how many responses they came in. Returns early without error when the reader is gone: the
+    /// reader knows why.
     pub(crate) async fn download(
         &self,
-        digest: &Digest,
-        size: u64,
+        wish: &Wish<'_>,
         pieces: &Sender<Piece>,
         moved: &(dyn Fn(u64) + Sync),
-    ) -> Result<(), ImageError> {
-        let mut transfer = Transfer { digest, size, offset: 0, pieces, moved, stall: self.stall };
+    ) -> Result<u32, ImageError> {
+        let Wish { digest, size, from } = *wish;
+        let (offset, stall) = (from, self.stall);
+        let mut transfer =
+            Transfer { digest, size, offset, pieces, moved, stall, without_range: false, answers: 0 };
+        if from > 0 && from == size {
+            let _ = pieces.send(Piece::End).await;
+            return Ok(0);
+        }
         let mut last = None;
         let mut attempts = 0;
-        for client in self.clients.iter().filter(|client| client.host.pull) {
+        for client in self.hosts(false) {
             let mut retry = Retry::default();
+            transfer.without_range = false;
             loop {
                 let before = transfer.offset;
                 let failure = match transfer.attempt(self, client).await {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => return Ok(transfer.answers),
                     Err(failure) => failure,
                 };
                 tracing::debug!(%digest, offset = transfer.offset, error = %failure.error, "download broke off");
@@ -56,6 +74,7 @@ impl Session {
                 if !retry.pause(after).await {
                     break;
                 }
+                add(&self.counters.retries, 1);
             }
         }
         Err(last.unwrap_or_else(|| self.no_host()))
@@ -70,31 +89,32 @@ struct Transfer<'a> {
     pieces: &'a Sender<Piece>,
     moved: &'a (dyn Fn(u64) + Sync),
     stall: Duration,
+    /// The host does not do ranges right: it is asked for the whole.
+    without_range: bool,
+    /// Responses that brought something.
+    answers: u32,
 }
 
 impl Transfer<'_> {
     async fn attempt(&mut self, session: &Session, client: &HostClient) -> Result<(), Failure> {
         let reference = &session.reference;
-        let ask = Ask { path: format!("blobs/{}", self.digest), accept: ANYTHING, offset: self.offset };
+        let first = if self.without_range { 0 } else { self.offset };
+        let ask = Ask { path: format!("blobs/{}", self.digest), accept: ANYTHING, offset: first };
         let response = client.get(reference, &ask, self.stall).await?;
         let fail = |kind, reason: String| {
             client.failure(reference, kind, format!("{}: {reason}", ask.path), Some(None))
         };
-        let skip = self.skip(&response).map_err(|reason| fail(ErrorKind::Unavailable, reason))?;
+        let start = start_of(&response, self.size).filter(|start| *start <= self.offset);
+        let Some(start) = start else {
+            self.without_range = true;
+            let (status, range) = (response.status(), range_of(&response).unwrap_or("none"));
+            let reason =
+                format!("asked for bytes from {first}, it answers {status} with the range {range:?}");
+            return Err(fail(ErrorKind::Unavailable, reason));
+        };
+        self.answers += 1;
+        let skip = self.offset - start;
         self.stream(response, skip).await.map_err(|reason| fail(ErrorKind::Unavailable, reason))
-    }
-
-    /// How many bytes of the response the reader has already.
-    fn skip(&self, response: &Response) -> Result<u64, String> {
-        if response.status() == StatusCode::OK || self.offset == 0 {
-            return Ok(self.offset);
-        }
-        let range =
-            response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        match range.starts_with(&format!("bytes {}-", self.offset)) {
-            true => Ok(0),
-            false => Err(format!("it answers bytes from {} with the range {range:?}", self.offset)),
-        }
     }
 
     async fn stream(&mut self, mut response: Response, mut skip: u64) -> Result<(), String> {
@@ -125,6 +145,28 @@ impl Transfer<'_> {
             }
         }
     }
+}
+
+fn range_of(response: &Response) -> Option<&str> {
+    response.headers().get(CONTENT_RANGE)?.to_str().ok()
+}
+
+/// The position in the blob of the first byte of a response; `None` when it is not bytes of a blob of this size.
+fn start_of(response: &Response, size: u64) -> Option<u64> {
+    match response.status() {
+        StatusCode::PARTIAL_CONTENT => start_of_range(range_of(response)?, size),
+        StatusCode::OK => Some(0),
+        _ => None,
+    }
+}
+
+/// `bytes FIRST-LAST/SIZE`, where the size may be `*` (RFC 9110, Content-Range).
+fn start_of_range(range: &str, size: u64) -> Option<u64> {
+    let (bounds, complete) = range.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = bounds.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    let fits = complete == "*" || complete.parse() == Ok(size);
+    (fits && first <= last && last < size).then_some(first)
 }
 
 /// Watches that a download moves.
@@ -164,5 +206,28 @@ impl Window {
 
     fn moved(&mut self, bytes: u64) {
         self.bytes += bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::start_of_range;
+
+    #[test]
+    fn a_range_must_be_one_of_this_blob() {
+        for (range, start) in [
+            ("bytes 5-9/10", Some(5)),
+            ("bytes 0-9/10", Some(0)),
+            ("bytes 5-7/10", Some(5)),
+            ("bytes 5-9/*", Some(5)),
+            ("bytes 5-9/11", None),
+            ("bytes 5-10/10", None),
+            ("bytes 9-5/10", None),
+            ("bytes */10", None),
+            ("items 5-9/10", None),
+            ("", None),
+        ] {
+            assert_eq!(start_of_range(range, 10), start, "{range}");
+        }
     }
 }

@@ -12,70 +12,97 @@
 //!
 //! Does not interpret manifests and writes no files.
 
-mod auth;
+pub(crate) mod auth;
 mod client;
 mod download;
 
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-pub use auth::Credentials;
 use client::{Ask, Failure, HostClient};
+pub(crate) use download::Wish;
+
+pub(crate) use crate::credentials::Credentials;
 
 use crate::{
+    credentials::{CredentialSources, Finder, Found},
     digest::Digest,
     error::{ErrorKind, ImageError},
     hosts::{self, Host},
+    pull::{Counters, add},
     reference::Reference,
 };
 
 /// Largest manifest or index, in bytes (the bound registries themselves use).
-const MAX_MANIFEST: u64 = 4 << 20;
+pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// Largest image configuration, in bytes.
 pub(crate) const MAX_CONFIG: u64 = 8 << 20;
 /// Attempts at one request before the next host is tried.
 const ATTEMPTS: u32 = 5;
+/// Longest time that a host may ask us to wait; who wants more is not asked again by this pull.
+const LONGEST_REST: Duration = Duration::from_secs(60);
+/// The same where a further host can be asked.
+const ATTEMPTS_WITH_OTHERS: u32 = 2;
 /// Clients kept for later pulls.
 const KEPT: usize = 64;
 
 /// All registries, and the connections and tokens that later pulls can use again.
 pub(crate) struct Registry {
-    hosts_dir: PathBuf,
+    hosts_dirs: Vec<PathBuf>,
+    credentials: Finder,
     /// How long a connection may be silent, and the window in which a download must move.
     stall: Duration,
+    counters: Arc<Counters>,
     transports: Mutex<HashMap<Host, reqwest::Client>>,
     clients: Mutex<HashMap<(Host, auth::Fingerprint), Arc<HostClient>>>,
 }
 
 impl Registry {
-    pub(crate) fn new(hosts_dir: PathBuf, stall: Duration) -> Self {
+    pub(crate) fn new(
+        hosts_dirs: Vec<PathBuf>,
+        credentials: CredentialSources,
+        stall: Duration,
+        counters: Arc<Counters>,
+    ) -> Self {
         // Fails when the process has chosen a provider already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Self { hosts_dir, stall, transports: Mutex::default(), clients: Mutex::default() }
+        let (transports, clients) = (Mutex::default(), Mutex::default());
+        let credentials = Finder::new(credentials);
+        Self { hosts_dirs, credentials, stall, counters, transports, clients }
     }
 
-    /// Prepares to fetch one image with one caller's credentials. Reads the registry's `hosts.toml`.
+    /// Prepares to fetch one image with one caller's credentials. Reads the registry's `hosts.toml`, and this
+    /// machine's credentials where the caller has none to give: for mirrors, too, which never see the caller's.
     pub(crate) async fn session(
         &self,
         reference: &Reference,
         credentials: Option<Credentials>,
     ) -> Result<Session, ImageError> {
-        let (dir, registry) = (self.hosts_dir.clone(), reference.registry().to_owned());
-        let hosts = tokio::task::spawn_blocking(move || hosts::hosts_for(&dir, &registry))
+        let (dirs, registry) = (self.hosts_dirs.clone(), reference.registry().to_owned());
+        let hosts = tokio::task::spawn_blocking(move || hosts::hosts_for(&dirs, &registry))
             .await
             .map_err(|_| ImageError::Cancelled(reference.to_string()))??;
-        let clients = hosts
-            .into_iter()
-            .map(|host| {
-                let credentials = credentials.clone().filter(|_| host.upstream);
-                self.client(host, credentials, reference)
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Session { reference: reference.clone(), clients, stall: self.stall })
+        let (mut clients, mut troubles) = (Vec::new(), Vec::new());
+        for host in hosts {
+            let found = match (&credentials, host.upstream) {
+                (Some(given), true) => Found { credentials: Some(given.clone()), ..Found::default() },
+                (None, true) => self.credentials.find(reference.registry(), reference.repository()).await,
+                (_, false) => self.credentials.find(&host.authority, reference.repository()).await,
+            };
+            troubles.extend(found.troubles);
+            clients.push(self.client(host, found.credentials, reference)?);
+        }
+        troubles.dedup();
+        let clients = clients.into_iter().map(|client| (client, AtomicBool::new(false))).collect();
+        let (reference, counters) = (reference.clone(), Arc::clone(&self.counters));
+        Ok(Session { reference, clients, troubles, stall: self.stall, counters })
     }
 
     /// The client for a host and credentials; the one made earlier when there is one.
@@ -118,8 +145,12 @@ impl Registry {
 /// One image at its registry, seen with one caller's credentials.
 pub(crate) struct Session {
     pub(crate) reference: Reference,
-    clients: Vec<Arc<HostClient>>,
+    /// The hosts, and whether they could not be reached.
+    clients: Vec<(Arc<HostClient>, AtomicBool)>,
+    /// Why credentials of this machine could not be used.
+    troubles: Vec<String>,
     stall: Duration,
+    counters: Arc<Counters>,
 }
 
 /// A manifest or index as the registry gave it.
@@ -165,8 +196,25 @@ impl Session {
         Ok(self.document(&ask, limit, Some(digest), false).await?.0)
     }
 
+    /// The hosts that may be asked, in order: for tags, or for content by digest. One that could not be
+    /// reached is left out as long as there are others.
+    fn hosts(&self, by_tag: bool) -> Vec<&Arc<HostClient>> {
+        let able = |host: &Host| if by_tag { host.resolve } else { host.pull };
+        let all = || self.clients.iter().filter(|(client, _)| able(&client.host));
+        let up: Vec<_> = all().filter(|(_, down)| !down.load(Ordering::Relaxed)).collect();
+        let chosen = if up.is_empty() { all().collect() } else { up };
+        chosen.into_iter().map(|(client, _)| client).collect()
+    }
+
+    /// Remembers that a host could not be reached.
+    fn is_down(&self, down: &Arc<HostClient>) {
+        for (_, flag) in self.clients.iter().filter(|(client, _)| Arc::ptr_eq(client, down)) {
+            flag.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Asks the hosts in order until one has it. When none has, the last one's answer counts: it is the
-    /// registry itself.
+    /// registry itself. One that is followed by others is not asked long.
     async fn document(
         &self,
         ask: &Ask<'_>,
@@ -174,26 +222,51 @@ impl Session {
         digest: Option<&Digest>,
         by_tag: bool,
     ) -> Result<(Vec<u8>, reqwest::header::HeaderMap), ImageError> {
-        let mut last = None;
-        let able = |client: &&Arc<HostClient>| if by_tag { client.host.resolve } else { client.host.pull };
-        for client in self.clients.iter().filter(able) {
-            let mut retry = Retry::default();
+        let mut failed = Vec::new();
+        let hosts = self.hosts(by_tag);
+        for (index, client) in hosts.iter().enumerate() {
+            let is_last = index + 1 == hosts.len();
+            let mut retry = Retry { attempts: if is_last { 0 } else { ATTEMPTS - ATTEMPTS_WITH_OTHERS } };
             loop {
-                match self.attempt(client, ask, limit, digest).await {
+                let failure = match self.attempt(client, ask, limit, digest).await {
                     Ok(found) => return Ok(found),
-                    Err(failure) => {
-                        let error = failure.error;
-                        tracing::debug!(host = %client.host.authority, %error, "registry request failed");
-                        last = Some(error);
-                        let Some(after) = failure.retry else { break };
-                        if !retry.pause(after).await {
-                            break;
-                        }
-                    }
+                    Err(failure) => failure,
+                };
+                let error = failure.error;
+                tracing::debug!(host = %client.host.authority, %error, "registry request failed");
+                if failure.unreachable {
+                    self.is_down(client);
                 }
+                let again = failure.retry.filter(|_| is_last || !failure.unreachable);
+                let pause = match again {
+                    Some(after) => retry.pause(after).await,
+                    None => false,
+                };
+                if !pause {
+                    failed.push(error);
+                    break;
+                }
+                add(&self.counters.retries, 1);
             }
         }
-        Err(last.unwrap_or_else(|| self.no_host()))
+        Err(self.in_one(failed))
+    }
+
+    /// The last error, with what the hosts before said, and why there were no credentials.
+    fn in_one(&self, mut errors: Vec<ImageError>) -> ImageError {
+        let Some(mut last) = errors.pop() else { return self.no_host() };
+        if let ImageError::Registry { reason, kind, .. } = &mut last {
+            for error in &errors {
+                if let ImageError::Registry { host, reason: said, .. } = error {
+                    reason.push_str(&format!("; asked before, {host}: {said}"));
+                }
+            }
+            if *kind == ErrorKind::Unauthenticated && !self.troubles.is_empty() {
+                let troubles = self.troubles.join("; ");
+                reason.push_str(&format!("; credentials of this machine could not be used: {troubles}"));
+            }
+        }
+        last
     }
 
     async fn attempt(
@@ -220,10 +293,7 @@ impl Session {
                     ask.path,
                     Digest::of(&body)
                 );
-                Err(Failure {
-                    error: client.error(&self.reference, ErrorKind::DataLoss, reason),
-                    retry: None,
-                })
+                Err(client.failure(&self.reference, ErrorKind::DataLoss, reason, None))
             }
             _ => Ok((body, headers)),
         }
@@ -243,18 +313,22 @@ struct Retry {
 
 impl Retry {
     /// Waits before the next attempt, at least as long as the host asked for; false when there were
-    /// enough attempts.
+    /// enough attempts, or when the host wants to be left alone for longer than a caller waits.
     async fn pause(&mut self, asked: Option<Duration>) -> bool {
+        let asked = asked.unwrap_or_default();
         self.attempts += 1;
-        if self.attempts >= ATTEMPTS {
+        if self.attempts >= ATTEMPTS || asked > LONGEST_REST {
             return false;
         }
-        let step = Duration::from_millis(200 << self.attempts.min(6));
-        // Clients that failed together shall not come back together.
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let jitter = step.mul_f64(f64::from(now.subsec_nanos() % 1000) / 2000.0);
-        let asked = asked.unwrap_or_default().min(Duration::from_secs(20));
-        tokio::time::sleep((step / 2 + jitter).max(asked)).await;
+        tokio::time::sleep(self.step().max(asked)).await;
         true
+    }
+
+    /// Between half of and one and a half times a span that doubles: clients that failed together shall not
+    /// come back together.
+    fn step(&self) -> Duration {
+        let step = Duration::from_millis(200 << self.attempts.min(6));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        step / 2 + step.mul_f64(f64::from(now.subsec_micros() % 1000) / 1000.0)
     }
 }

@@ -32,14 +32,16 @@ use std::{
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::{
-    Usage, record,
+    Usage,
+    blobs::Staging,
+    record,
     sync::{GroupSync, Writing},
     trash::Trash,
     tree,
 };
 use crate::{
     digest::{ChainId, Digest},
-    error::ImageError,
+    error::{ImageError, UnpackError},
     unpack::{self, Unpacked},
 };
 
@@ -269,6 +271,14 @@ impl Layers {
         Lease { layers: Arc::clone(self), chain, mounted }
     }
 
+    /// A directory for the files of an import. Blocks.
+    pub(super) fn stage(&self) -> Result<Staging, ImageError> {
+        let path = self.ingest.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        let made = fs::DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(ImageError::io(format!("make {}", path.display())))?;
+        Ok(Staging::new(path, Arc::clone(&self.trash)))
+    }
+
     /// Starts a new layer. Blocks.
     pub(crate) fn begin(self: &Arc<Self>) -> Result<Ingest, ImageError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -288,8 +298,13 @@ impl Layers {
 
     /// Deletes every layer that nobody holds. Blocks.
     pub(crate) fn collect(&self) -> Result<(), ImageError> {
+        self.collect_among(|_| true)
+    }
+
+    /// Deletes every layer that nobody holds and that is `meant`. Blocks.
+    pub(crate) fn collect_among(&self, meant: impl Fn(&ChainId) -> bool) -> Result<(), ImageError> {
         let mut index = self.index();
-        let idle = std::mem::take(&mut index.idle);
+        let idle: Vec<ChainId> = index.idle.iter().filter(|chain| meant(chain)).cloned().collect();
         let removed: Vec<Layer> = idle.iter().filter_map(|chain| index.remove(chain)).collect();
         drop(index);
         for layer in &removed {
@@ -371,6 +386,21 @@ impl Ingest {
         open_directory(&self.path().join("fs"))
     }
 
+    /// Makes the hard links that `unpacked` has to files of the layers below (`lowers`, nearest first), which are
+    /// complete. Blocks.
+    pub(crate) fn borrow(&self, unpacked: &mut Unpacked, lowers: &[ChainId]) -> Result<(), UnpackError> {
+        if unpacked.links.is_empty() {
+            return Ok(());
+        }
+        let failed = |error: ImageError| UnpackError::Io {
+            operation: "look into the layers below".to_owned(),
+            source: io::Error::other(error),
+        };
+        let below = lowers.iter().filter_map(|chain| self.layers.get(chain));
+        let below: Result<Vec<_>, _> = below.map(|layer| open_directory(&layer.fs)).collect();
+        unpack::borrow_files(&self.root().map_err(failed)?, &below.map_err(failed)?, unpacked)
+    }
+
     /// Deletes what was made. Blocks.
     pub(crate) fn discard(mut self) {
         let Some(path) = self.path.take() else { return };
@@ -434,9 +464,12 @@ impl Sealed {
             let path = wrong.fs.parent().unwrap_or(&wrong.fs).to_owned();
             index.replaced.push((record.chain.clone(), path));
         }
-        if !index.layers.contains_key(&record.chain) {
-            index.insert(Layer { fs: place.join("fs"), record });
+        if index.layers.contains_key(&record.chain) {
+            // A pull and an import have made the same layer at the same time: the first one counts.
+            drop(index);
+            return layers.delete(std::iter::once(place.as_path()));
         }
+        index.insert(Layer { fs: place.join("fs"), record });
         drop(index);
         layers.discard_replaced()
     }

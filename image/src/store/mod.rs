@@ -4,34 +4,42 @@
 //! DIR                      locked by the one process that may change anything here
 //! DIR/images/HEX.json      one record per image, by id; an image counts once this is on disk
 //! DIR/layers/N/…           complete layers           (see `layers`)
+//! DIR/blobs/…              blobs of imported images  (see `blobs`)
 //! DIR/snapshots/KEY/…      writable layers           (see `snapshot`)
 //! ```
 //! Invariants: an image's record is written after all its layers are complete, and deleted before any of
 //! them is; a tag names at most one image; reads wait for no disk.
 
+pub(crate) mod blobs;
+mod image;
 pub(crate) mod layers;
 pub(crate) mod record;
+mod state;
 mod sync;
 pub(crate) mod trash;
 pub(crate) mod tree;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use oci_spec::image::ImageConfiguration;
 use rustix::fs::FlockOperation;
 
+pub use self::image::Image;
+pub(crate) use self::image::{Arrival, Contents, NewImage};
 use self::{
-    layers::{Layers, Lease},
+    blobs::{Blobs, Staging},
+    image::ImageRecord,
+    layers::Layers,
+    state::{Entry, State},
     trash::Trash,
 };
 use crate::{
-    digest::{ChainId, Digest},
+    digest::Digest,
     error::{ErrorKind, ImageError},
     manifest,
     reference::Reference,
@@ -46,118 +54,17 @@ pub struct Usage {
     pub inodes: u64,
 }
 
-/// An image that is complete on this machine. A snapshot of what is known: names may change later.
-#[derive(Debug, Clone)]
-pub struct Image {
-    /// `sha256:` and the digest of its configuration.
-    pub id: String,
-    /// Its tags, canonical, such as `docker.io/library/busybox:latest`.
-    pub tags: Vec<String>,
-    /// Its names by digest, such as `docker.io/library/busybox@sha256:…`.
-    pub digests: Vec<String>,
-    /// Size of its blobs (compressed), in bytes.
-    pub size: u64,
-    /// Its configuration.
-    pub config: ImageConfiguration,
-    /// Its layers, the lowest first.
-    pub layers: Vec<ChainId>,
-    /// Whether the configuration forbids to collect it.
-    pub pinned: bool,
-}
-
-/// What is kept of an image on disk.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-struct ImageRecord {
-    version: u32,
-    id: Digest,
-    tags: Vec<Tag>,
-    digests: Vec<String>,
-    /// Digests of the index and manifest it came from.
-    manifests: Vec<Digest>,
-    size: u64,
-    /// The configuration, byte for byte: the id is its digest.
-    config: String,
-    layers: Vec<ChainId>,
-}
-
-/// A tag, and when it was given: if a power loss leaves it with two images, the later one has it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-struct Tag {
-    name: String,
-    stamp: u64,
-}
-
-/// A pulled image, ready to be recorded.
-pub(crate) struct NewImage {
-    pub(crate) reference: Reference,
-    pub(crate) id: Digest,
-    /// Digest of what the reference names: index or manifest.
-    pub(crate) target: Digest,
-    pub(crate) manifests: Vec<Digest>,
-    pub(crate) size: u64,
-    pub(crate) config: String,
-    pub(crate) layers: Vec<ChainId>,
-}
-
 /// All images of a directory.
 pub(crate) struct Store {
     records: PathBuf,
     pinned: Vec<String>,
     pub(crate) layers: Arc<Layers>,
+    pub(crate) blobs: Blobs,
     state: Mutex<State>,
     /// Held by whoever changes records. Only blocking threads take it.
     writer: Mutex<()>,
     damaged: Vec<(PathBuf, String)>,
     _lock: fs::File,
-}
-
-#[derive(Default)]
-struct State {
-    images: HashMap<String, Entry>,
-    /// Tags and names by digest, to ids.
-    names: HashMap<String, String>,
-    /// Digests of indexes and manifests, to ids.
-    manifests: HashMap<Digest, String>,
-    stamp: u64,
-}
-
-/// The configuration as it was is on disk alone.
-struct Entry {
-    record: ImageRecord,
-    image: Arc<Image>,
-    _lease: Lease,
-}
-
-impl State {
-    /// Makes an image visible; answers its earlier entry.
-    fn insert(&mut self, entry: Entry) -> Option<Entry> {
-        let id = entry.image.id.clone();
-        let earlier = self.remove(&id);
-        for name in entry.image.tags.iter().chain(&entry.image.digests) {
-            self.names.insert(name.clone(), id.clone());
-        }
-        for digest in &entry.record.manifests {
-            self.manifests.insert(digest.clone(), id.clone());
-        }
-        self.images.insert(id, entry);
-        earlier
-    }
-
-    fn remove(&mut self, id: &str) -> Option<Entry> {
-        let entry = self.images.remove(id)?;
-        // A tag may be another's by now.
-        for name in entry.image.tags.iter().chain(&entry.image.digests) {
-            if self.names.get(name).is_some_and(|holder| holder == id) {
-                self.names.remove(name);
-            }
-        }
-        for digest in &entry.record.manifests {
-            if self.manifests.get(digest).is_some_and(|holder| holder == id) {
-                self.manifests.remove(digest);
-            }
-        }
-        Some(entry)
-    }
 }
 
 impl Store {
@@ -169,8 +76,8 @@ impl Store {
         };
         make(dir)?;
         let lock = lock(dir)?;
-        let new = !dir.join("images").exists();
-        for name in ["", "images", "layers", "ingest", "trash", "snapshots", "empty"] {
+        let new = !dir.join("blobs").exists();
+        for name in ["", "images", "layers", "blobs", "ingest", "trash", "snapshots", "empty"] {
             let path = dir.join(name);
             make(&path)?;
             record::check_directory(&path).map_err(|reason| {
@@ -190,6 +97,7 @@ impl Store {
         let trash = Arc::new(trash);
         let mut damaged = Vec::new();
         let layers = Arc::new(Layers::open(dir, Arc::clone(&trash), &mut damaged)?);
+        let blobs = Blobs::open(dir, Arc::clone(&trash))?;
         let pinned = pinned
             .iter()
             .map(|name| Reference::parse(name).map(|r| r.to_string()))
@@ -198,12 +106,16 @@ impl Store {
             records: dir.join("images"),
             pinned,
             layers,
+            blobs,
             state: Mutex::default(),
             writer: Mutex::default(),
             damaged,
             _lock: lock,
         };
         store.load()?;
+        if let Err(error) = store.collect_blobs() {
+            tracing::warn!(%error, "blobs that no image wants are not deleted; the next start tries again");
+        }
         Ok((store, trash))
     }
 
@@ -276,8 +188,7 @@ impl Store {
         });
         let lease = self.layers.lease(record.layers.clone());
         record.config = String::new();
-        let entry = Entry { record, image: Arc::clone(&image), _lease: lease };
-        let earlier = self.state().insert(entry);
+        let earlier = self.state().insert(Entry { record, image: Arc::clone(&image), _lease: lease });
         drop(earlier);
         Ok(image)
     }
@@ -286,72 +197,135 @@ impl Store {
         self.records.join(format!("{}.json", id.hex()))
     }
 
-    /// Records a pulled image, whose layers the caller holds. A tag moves here from the image that had
-    /// it. Blocks.
+    /// Records a pulled image, whose layers the caller holds. Blocks.
     pub(crate) fn commit(&self, new: NewImage) -> Result<Arc<Image>, ImageError> {
-        let _writer = self.writer.lock().expect("no panics under this lock");
-        let by_digest = format!("{}@{}", new.reference.name(), new.target);
+        let name = new.reference.name();
         let tag = match (new.reference.tag(), new.reference.digest()) {
-            (Some(tag), None) => Some(format!("{}:{tag}", new.reference.name())),
+            (Some(tag), None) => Some(format!("{name}:{tag}")),
             _ => None,
         };
-        let (earlier, loser, stamp) = {
-            let mut state = self.state();
-            state.stamp += 1;
-            let earlier = state.images.get(new.id.as_str()).map(|entry| entry.record.clone());
-            let holder = tag.as_ref().and_then(|tag| state.names.get(tag));
-            let loser = holder.filter(|id| *id != new.id.as_str()).and_then(|id| state.images.get(id));
-            (earlier.clone(), loser.map(|entry| entry.record.clone()), state.stamp)
-        };
-        let unchanged = earlier.clone();
-        let mut record = earlier.unwrap_or_else(|| ImageRecord {
-            version: 1,
-            id: new.id.clone(),
-            tags: Vec::new(),
-            digests: Vec::new(),
-            manifests: Vec::new(),
+        self.record(&Arrival {
+            tags: tag.into_iter().collect(),
+            digests: vec![format!("{name}@{}", new.target)],
+            id: new.id,
+            target: new.target,
+            manifests: new.manifests,
             size: new.size,
             config: new.config,
             layers: new.layers,
-        });
-        if let Some(name) = tag.clone().filter(|name| !record.tags.iter().any(|tag| tag.name == *name)) {
-            record.tags.push(Tag { name, stamp });
+            keep: Vec::new(),
+        })
+    }
+
+    /// Records an image, whose layers the caller holds. Its tags move here from the images that had them.
+    /// Blocks.
+    pub(crate) fn record(&self, arrival: &Arrival) -> Result<Arc<Image>, ImageError> {
+        let _writer = self.writer.lock().expect("no panics under this lock");
+        self.record_alone(arrival)
+    }
+
+    /// [`Store::record`] for who holds the writer lock.
+    fn record_alone(&self, arrival: &Arrival) -> Result<Arc<Image>, ImageError> {
+        self.blobs.keep(&arrival.keep)?;
+        let (earlier, losers, stamp) = {
+            let mut state = self.state();
+            state.stamp += 1;
+            let earlier = state.images.get(arrival.id.as_str()).map(|entry| entry.record.clone());
+            let holders: HashSet<&String> =
+                arrival.tags.iter().filter_map(|tag| state.names.get(tag)).collect();
+            let losers = holders.into_iter().filter(|id| **id != arrival.id.as_str());
+            let losers = losers.filter_map(|id| Some(state.images.get(id)?.record.clone()));
+            (earlier, losers.collect::<Vec<_>>(), state.stamp)
+        };
+        let mut record = earlier.clone().unwrap_or_else(|| ImageRecord::new(arrival));
+        record.take(arrival, stamp);
+        let same = losers.is_empty() && earlier.as_ref() == Some(&record);
+        if let Some(entry) = self.state().images.get(record.id.as_str()).filter(|_| same) {
+            return Ok(Arc::clone(&entry.image));
         }
-        if !record.digests.contains(&by_digest) {
-            record.digests.push(by_digest);
-        }
-        for digest in new.manifests {
-            if !record.manifests.contains(&digest) {
-                record.manifests.push(digest);
-            }
-        }
-        let same = unchanged.is_some_and(|old| {
-            (&old.tags, &old.digests, &old.manifests) == (&record.tags, &record.digests, &record.manifests)
-        });
-        if let Some(image) = self.state().images.get(record.id.as_str()).filter(|_| same) {
-            return Ok(Arc::clone(&image.image));
-        }
-        self.complete(&mut record)
-            .map_err(|reason| ImageError::image(&new.reference, ErrorKind::Unavailable, reason))?;
+        record.config.clone_from(&arrival.config);
+        self.complete(&mut record)?;
         record::write(&self.path(&record.id), &record)?;
-        if let Some(mut loser) = loser {
-            loser.tags.retain(|held| Some(&held.name) != tag.as_ref());
-            self.complete(&mut loser).map_err(internal)?;
+        for mut loser in losers {
+            loser.tags.retain(|held| !arrival.tags.contains(&held.name));
+            self.complete(&mut loser)?;
             record::write(&self.path(&loser.id), &loser)?;
             self.publish(loser).map_err(internal)?;
         }
         self.publish(record).map_err(internal)
     }
 
-    /// Gives a record that is in memory its configuration again. Blocks.
-    fn complete(&self, record: &mut ImageRecord) -> Result<(), String> {
+    /// Gives a record without its configuration that of the record on disk. Blocks.
+    fn complete(&self, record: &mut ImageRecord) -> Result<(), ImageError> {
         if record.config.is_empty() {
-            record.config = self.config(&record.id).ok_or_else(|| {
-                let id = &record.id;
-                format!("{id} was removed meanwhile, or its record is damaged; remove it and pull it again")
-            })?;
+            let lost = "it was removed meanwhile, or its record is damaged; remove it and pull it again";
+            let config = self.config(&record.id);
+            record.config =
+                config.ok_or_else(|| ImageError::image(&record.id, ErrorKind::Unavailable, lost))?;
         }
         Ok(())
+    }
+
+    /// Gives an image that is here one more tag. `None` when there is no such image. Blocks.
+    pub(crate) fn tag(&self, name: &str, tag: &Reference) -> Result<Option<Arc<Image>>, ImageError> {
+        let _writer = self.writer.lock().expect("no panics under this lock");
+        let Some(contents) = self.contents(name) else { return Ok(None) };
+        let arrival = Arrival {
+            tags: vec![tag.to_string()],
+            digests: Vec::new(),
+            id: contents.id,
+            target: contents.target,
+            manifests: Vec::new(),
+            size: contents.image.size,
+            // It is in the record.
+            config: String::new(),
+            layers: contents.image.layers.clone(),
+            keep: Vec::new(),
+        };
+        self.record_alone(&arrival).map(Some)
+    }
+
+    /// What an image consists of, found as by [`Store::find`]. The index or manifest is the one that `name`
+    /// was given to; of a bare id, the one that came last.
+    pub(crate) fn contents(&self, name: &str) -> Option<Contents> {
+        let image = self.find(name)?;
+        let state = self.state();
+        let record = &state.images.get(&image.id)?.record;
+        let reference = Reference::parse(name).ok();
+        let by_digest = reference.as_ref().and_then(|reference| reference.digest().cloned());
+        let by_digest = by_digest.filter(|digest| record.manifests.contains(digest));
+        let tag = reference.map(|reference| reference.to_string());
+        let tag = tag.and_then(|name| record.tags.iter().find(|tag| tag.name == name));
+        let of_names =
+            record.digests.iter().rev().find_map(|name| Digest::parse(name.split_once('@')?.1).ok());
+        let target = by_digest
+            .or_else(|| tag?.target.clone())
+            .or(of_names)
+            .or_else(|| record.manifests.first().cloned())?;
+        Some(Contents { image, id: record.id.clone(), target })
+    }
+
+    /// A directory for the files of an import. Blocks.
+    pub(crate) fn stage(&self) -> Result<Staging, ImageError> {
+        self.layers.stage()
+    }
+
+    /// What all images take on disk: their layers, and the blobs that are kept.
+    pub(crate) fn usage(&self) -> Usage {
+        let (layers, blobs) = (self.layers.usage(), self.blobs.usage());
+        Usage { bytes: layers.bytes + blobs.bytes, inodes: layers.inodes + blobs.inodes }
+    }
+
+    /// Deletes blobs that no image wants; who calls it holds the writer lock. While a record cannot be read
+    /// all stay: it may want them.
+    fn collect_blobs(&self) -> Result<(), ImageError> {
+        if !self.damaged.is_empty() {
+            return Ok(());
+        }
+        let state = self.state();
+        let wanted = state.images.values().flat_map(|entry| entry.record.kept.iter().cloned()).collect();
+        drop(state);
+        self.blobs.retain(&wanted)
     }
 
     /// The image of a manifest or index that was pulled before, if all its layers are whole.
@@ -406,8 +380,9 @@ impl Store {
         }
         let removed = self.state().remove(&image.id);
         drop(removed);
+        let blobs = self.collect_blobs();
         drop(writer);
-        self.layers.collect()
+        self.layers.collect().and(blobs)
     }
 
     pub(crate) fn damaged(&self) -> Vec<(PathBuf, String)> {

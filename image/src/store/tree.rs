@@ -14,6 +14,7 @@ use std::{
     ffi::OsStr,
     fs, io,
     io::{BufRead, Read, Write},
+    ops::Range,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::OpenOptionsExt},
@@ -22,7 +23,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat},
     io::Errno,
 };
 use twox_hash::XxHash3_128;
@@ -57,18 +58,22 @@ struct Item {
     line: Result<String, Errno>,
 }
 
-/// Notes the tree beneath `root` in the new file `place`, without reading any content: `contents`, sorted, has
-/// that. Answers the hash of what was written.
+/// Notes the tree beneath `root` in the new file `place`. Content that `contents`, sorted, has is not read: only few
+/// files, those with holes and those from layers below, are. Answers the hash of what was written.
 pub(crate) fn write(root: &OwnedFd, contents: &Contents, place: &Path) -> io::Result<String> {
     let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(place)?;
     let (mut file, mut hash) = (io::BufWriter::with_capacity(PIECE, file), XxHash3_128::new());
-    let content = |_: BorrowedFd<'_>, _: &OsStr, found: &Stat| {
+    let buffer = std::cell::RefCell::new(Vec::new());
+    let content = |dir: BorrowedFd<'_>, name: &OsStr, found: &Stat| {
         let at = contents.0.binary_search_by_key(&found.st_ino, |(inode, _)| *inode);
         match at {
             Ok(at) => Ok(contents.0[at].1),
             Err(_) if found.st_size == 0 => Ok(XxHash3_128::oneshot(&[])),
-            // It was not written by us.
-            Err(_) => Err(Errno::NOENT),
+            Err(_) => {
+                let mut buffer = buffer.borrow_mut();
+                buffer.resize(PIECE, 0);
+                hash_content(dir, name, &mut buffer)
+            }
         }
     };
     scan(root, &content, &mut |item| {
@@ -309,17 +314,55 @@ fn attributes(dir: BorrowedFd<'_>, name: &OsStr) -> Result<u128, Errno> {
     Ok(hash.finish_128())
 }
 
-/// Reads a file. What is not in memory yet does not stay there.
+/// Reads a file, holes as zeros.
 fn hash_content(dir: BorrowedFd<'_>, name: &OsStr, buffer: &mut [u8]) -> Result<u128, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    let mut hash = XxHash3_128::new();
-    loop {
-        match rustix::io::read(&file, &mut *buffer)? {
-            0 => return Ok(hash.finish_128()),
-            count => hash.write(&buffer[..count]),
+    let size = rustix::fs::fstat(&file)?.st_size.cast_unsigned();
+    let (mut hash, mut at) = (XxHash3_128::new(), 0);
+    while at < size {
+        let data = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => size,
+            other => other?,
+        };
+        // Holes would fill the page cache with zeros.
+        hash_zeros(&mut hash, data - at);
+        at = data;
+        if at < size {
+            at = rustix::fs::seek(&file, SeekFrom::Hole(data))?;
+            hash_range(&mut hash, &file, data..at, buffer)?;
         }
     }
+    Ok(hash.finish_128())
+}
+
+fn hash_zeros(hash: &mut XxHash3_128, mut count: u64) {
+    static ZEROS: [u8; PIECE] = [0; PIECE];
+    while count > 0 {
+        let part = usize::try_from(count).unwrap_or(PIECE).min(PIECE);
+        hash.write(&ZEROS[..part]);
+        count -= part as u64;
+    }
+}
+
+fn hash_range(
+    hash: &mut XxHash3_128,
+    file: &OwnedFd,
+    range: Range<u64>,
+    buffer: &mut [u8],
+) -> Result<(), Errno> {
+    let mut at = range.start;
+    while at < range.end {
+        let most = usize::try_from(range.end - at).unwrap_or(buffer.len()).min(buffer.len());
+        match rustix::io::pread(file, &mut buffer[..most], at)? {
+            0 => break,
+            count => {
+                hash.write(&buffer[..count]);
+                at += count as u64;
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -138,6 +138,12 @@ pub(super) fn make_opaque(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Err
     rustix::fs::fsetxattr(directory, OPAQUE, b"y", XattrFlags::empty())
 }
 
+/// Whether a directory hides what lower layers have in it.
+pub(super) fn is_opaque(directory: BorrowedFd<'_>) -> bool {
+    let mut value = [0; 4];
+    rustix::fs::fgetxattr(directory, OPAQUE, &mut value[..]).is_ok_and(|length| value[..length] == *b"y")
+}
+
 /// Hides what lower layers have as `name` in `parent`. What this layer itself has there stays.
 pub(super) fn make_whiteout(parent: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
     match rustix::fs::mknodat(parent, OsStr::from_bytes(name), FileType::CharacterDevice, Mode::empty(), 0) {

@@ -15,6 +15,7 @@ use twox_hash::XxHash3_128;
 use super::{
     Wanted,
     refusal::{Refusal, step},
+    sparse::Sparse,
 };
 
 /// Bytes copied into a file at once.
@@ -37,8 +38,8 @@ impl Content {
     }
 
     /// Counts an entry's size, which for a sparse file includes its holes, before anything is made of it.
-    pub(super) fn admit<R: Read>(&mut self, entry: &Entry<'_, R>) -> Result<(), Refusal> {
-        let Some(left) = self.left.checked_sub(entry.size()) else {
+    pub(super) fn admit(&mut self, size: u64) -> Result<(), Refusal> {
+        let Some(left) = self.left.checked_sub(size) else {
             return Err(Refusal::TooLarge(format!(
                 "with it the layer's files have more than {} bytes, holes included; raise the image limits if \
                  that is right",
@@ -49,6 +50,34 @@ impl Content {
         Ok(())
     }
 
+    /// Copies what an admitted file has between its holes. Returns the bytes written.
+    pub(super) fn copy_parts<R: Read>(
+        &mut self,
+        entry: &mut Entry<'_, R>,
+        (sparse, file): (&mut Sparse, &mut File),
+    ) -> Result<u64, Refusal> {
+        let mut written = 0;
+        for (offset, length) in sparse.parts(entry)? {
+            file.seek(SeekFrom::Start(offset)).map_err(kernel)?;
+            let mut left = length;
+            while left > 0 {
+                if !self.wanted.still() {
+                    return Err(Refusal::Abandoned);
+                }
+                let most = usize::try_from(left).unwrap_or(COPY).min(COPY);
+                let got = entry.read(&mut self.buffer[..most]).map_err(Refusal::Stream)?;
+                if got == 0 {
+                    return Err("its content is shorter than its map of holes says".into());
+                }
+                file.write_all(&self.buffer[..got]).map_err(kernel)?;
+                left -= got as u64;
+            }
+            written += length;
+        }
+        rustix::fs::ftruncate(&*file, sparse.size).map_err(step("set its size"))?;
+        Ok(written)
+    }
+
     /// Copies an admitted entry's content. In sparse files blocks of zeros become holes. Returns the bytes
     /// written, and the hash of the whole content.
     pub(super) fn copy<R: Read>(
@@ -56,9 +85,6 @@ impl Content {
         entry: &mut Entry<'_, R>,
         file: &mut File,
     ) -> Result<(u64, u128), Refusal> {
-        let kernel = |error: std::io::Error| {
-            Refusal::Kernel("write it", Errno::from_io_error(&error).unwrap_or(Errno::IO))
-        };
         let sparse = entry.header().entry_type() == EntryType::GNUSparse;
         let promised = entry.size();
         let (mut seen, mut written, mut hash) = (0, 0, XxHash3_128::new());
@@ -88,4 +114,8 @@ impl Content {
         }
         Ok((written, hash.finish_128()))
     }
+}
+
+fn kernel(error: std::io::Error) -> Refusal {
+    Refusal::Kernel("write it", Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }

@@ -126,10 +126,6 @@ impl Attributes {
             for record in records {
                 let record = record.map_err(|error| format!("its PAX records are damaged: {error}"))?;
                 let Ok(key) = record.key() else { continue };
-                if key.starts_with("GNU.sparse.") {
-                    return Err("it is a sparse file in PAX format, which is not supported; pack it without"
-                        .to_owned());
-                }
                 if key == "mtime" {
                     mtime = record.value().ok().and_then(pax_time).ok_or("its PAX time cannot be read")?;
                 }

@@ -23,16 +23,23 @@ use tar::{Entry, EntryType};
 use super::{
     Limits, Unpacked, Wanted,
     beneath::{self, Tree},
+    borrow::{self, Link},
     content::Content,
     directories::Directories,
     entry::{self, Attributes, Name},
     refusal::{Refusal, damaged, step},
+    sparse::{self, Sparse},
     stream::Archive,
 };
 use crate::{error::UnpackError, store::tree::Contents};
 
 /// What file systems round sizes up to.
 const BLOCK: u64 = 4096;
+
+/// Longest chain of hard links to hard links that all come before their targets.
+const LATE: usize = 8;
+/// Why a second entry is not taken.
+pub(super) const TWO_ENTRIES: &str = "the layer has two entries of this name, which the image format forbids";
 
 /// Unpacks all entries of `archive` into the empty directory `root`.
 pub(super) fn extract(
@@ -51,6 +58,8 @@ pub(super) fn extract(
         umask: current_umask(),
         content: Content::new(limits.bytes, wanted.clone()),
         contents: Contents::default(),
+        links: Vec::new(),
+        links_bytes: 0,
     };
     let mut tar = tar::Archive::new(archive);
     let mut entries = tar.entries().map_err(damaged)?;
@@ -94,6 +103,9 @@ struct Extractor {
     umask: u32,
     content: Content,
     contents: Contents,
+    /// Hard links whose targets are not there yet, and the length of their names.
+    links: Vec<Link>,
+    links_bytes: u64,
 }
 
 impl Extractor {
@@ -102,7 +114,11 @@ impl Extractor {
         if kind.is_pax_global_extensions() {
             return Ok(());
         }
-        let raw = entry.path_bytes().into_owned();
+        let holes = sparse::read(entry)?;
+        let raw = match holes.as_ref().and_then(|sparse| sparse.name.clone()) {
+            Some(name) => name,
+            None => entry.path_bytes().into_owned(),
+        };
         match entry::name(&raw)? {
             Name::Bookkeeping => Ok(()),
             Name::Root => {
@@ -128,7 +144,10 @@ impl Extractor {
                 if directory {
                     return self.directory(entry, &dir, &name);
                 }
-                self.make(entry, kind, &dir, &name)
+                match (kind, holes) {
+                    (EntryType::Regular, Some(holes)) => self.file(entry, (&dir, &name), Some(holes)),
+                    _ => self.make(entry, kind, &dir, &name),
+                }
             }
         }
     }
@@ -138,7 +157,7 @@ impl Extractor {
         if self.entries + self.tree.implicit.len() as u64 > limits.entries {
             return Err(too_many(limits));
         }
-        self.directories.make_room(self.tree.implicit_bytes)
+        self.directories.make_room(self.tree.implicit_bytes + self.links_bytes)
     }
 
     fn directory<R: Read>(
@@ -174,7 +193,9 @@ impl Extractor {
         name: &[u8],
     ) -> Result<(), Refusal> {
         match kind {
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => self.file(entry, dir, name),
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                self.file(entry, (dir, name), None)
+            }
             EntryType::Link => self.hard_link(entry, dir, name),
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
@@ -214,19 +235,30 @@ impl Extractor {
         }
     }
 
-    fn file<R: Read>(&mut self, entry: &mut Entry<'_, R>, dir: &[u8], name: &[u8]) -> Result<(), Refusal> {
+    fn file<R: Read>(
+        &mut self,
+        entry: &mut Entry<'_, R>,
+        (dir, name): (&[u8], &[u8]),
+        holes: Option<Sparse>,
+    ) -> Result<(), Refusal> {
         let attributes = Attributes::read(entry)?;
-        self.content.admit(entry)?;
+        self.content.admit(holes.as_ref().map_or(entry.size(), |holes| holes.size))?;
         let parent = self.tree.directory(dir).map_err(step("enter its directory"))?;
         let plain_mode = attributes.mode & (Mode::RWXU | Mode::RWXG | Mode::RWXO);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let os_name = OsStr::from_bytes(name);
         let fd = create(parent, name, || rustix::fs::openat(parent, os_name, flags, plain_mode))?;
         let mut file = std::fs::File::from(fd);
-        let (written, hash) = self.content.copy(entry, &mut file)?;
-        if entry.size() > 0 {
-            self.contents.note(rustix::fs::fstat(&file).map_err(step("look at it"))?.st_ino, hash);
-        }
+        let written = match holes {
+            None => {
+                let (written, hash) = self.content.copy(entry, &mut file)?;
+                if entry.size() > 0 {
+                    self.contents.note(rustix::fs::fstat(&file).map_err(step("look at it"))?.st_ino, hash);
+                }
+                written
+            }
+            Some(mut holes) => self.content.copy_parts(entry, (&mut holes, &mut file))?,
+        };
         if attributes.uid != 0 || attributes.gid != 0 {
             let owner = (Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)));
             rustix::fs::fchown(&file, owner.0, owner.1).map_err(step("set its owner"))?;
@@ -251,25 +283,69 @@ impl Extractor {
         name: &[u8],
     ) -> Result<(), Refusal> {
         let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-        let shown = String::from_utf8_lossy(&target[..target.len().min(300)]).into_owned();
-        let missing = || format!("the target of its hard link, {shown:?}, is no file of this layer");
-        let path = entry::clean(&target)
-            .map_err(|reason| format!("target of its hard link, {shown:?}: {reason}"))?;
-        let (target_dir, target_name) = match path.iter().rposition(|b| *b == b'/') {
-            Some(slash) => (&path[..slash], &path[slash + 1..]),
-            None => (&b""[..], &path[..]),
-        };
+        let path = entry::clean(&target).map_err(|reason| {
+            let shown = String::from_utf8_lossy(&target[..target.len().min(300)]);
+            format!("target of its hard link, {shown:?}: {reason}")
+        })?;
+        let (target_dir, target_name) = borrow::split(&path);
+        let missing = || borrow::no_target(&path);
         if target_name.is_empty() {
             return Err(missing().into());
         }
-        let from = self.tree.look_into(target_dir).map_err(|_| missing())?;
-        let found = beneath::lookup(from.as_fd(), target_name).map_err(|_| missing())?;
+        let from = match self.tree.look_into(target_dir) {
+            Ok(from) => from,
+            // It may come later, or be in a layer below.
+            Err(Errno::NOENT) => return self.link_later((dir, name), path),
+            Err(_) => return Err(missing().into()),
+        };
+        let found = match beneath::lookup(from.as_fd(), target_name) {
+            Ok(found) => found,
+            Err(Errno::NOENT) => return self.link_later((dir, name), path),
+            Err(_) => return Err(missing().into()),
+        };
         if beneath::is_directory(&found) || beneath::is_whiteout(&found) {
             return Err(missing().into());
         }
         let parent = self.tree.directory(dir).map_err(step("enter its directory"))?;
         let (target_name, os_name) = (OsStr::from_bytes(target_name), OsStr::from_bytes(name));
         create(parent, name, || rustix::fs::linkat(&from, target_name, parent, os_name, AtFlags::empty()))
+    }
+
+    fn link_later(&mut self, (dir, name): (&[u8], &[u8]), target: Vec<u8>) -> Result<(), Refusal> {
+        // What is in the way is found now, while the entry is at hand.
+        self.tree.directory(dir).map_err(step("enter its directory"))?;
+        let name = match dir {
+            b"" => name.to_vec(),
+            dir => [dir, b"/", name].concat(),
+        };
+        self.links_bytes += (name.len() + target.len() + size_of::<Link>()) as u64;
+        self.links.push(Link { name, target });
+        Ok(())
+    }
+
+    /// Makes the hard links whose targets came after them; answers the others.
+    fn link_what_came_later(&mut self) -> Result<Vec<Link>, UnpackError> {
+        let mut links = std::mem::take(&mut self.links);
+        // A link may lead to one that was late itself; not for ever, since an archive could make that take long.
+        for _ in 0..LATE {
+            let before = links.len();
+            let mut left = Vec::new();
+            for link in links {
+                let (dir, name) = borrow::split(&link.target);
+                let there = self.tree.look_into(dir).and_then(|dir| beneath::lookup(dir.as_fd(), name));
+                match there {
+                    Ok(found) if !beneath::is_directory(&found) && !beneath::is_whiteout(&found) => {
+                        borrow::link_in(&mut self.tree, &link).map_err(|refusal| refusal.at(&link.name))?;
+                    }
+                    _ => left.push(link),
+                }
+            }
+            links = left;
+            if links.is_empty() || links.len() == before {
+                break;
+            }
+        }
+        Ok(links)
     }
 
     /// Makes what cannot be opened: links, pipes, devices.
@@ -308,6 +384,7 @@ impl Extractor {
 
     /// Sets what directories are to look like, now that nothing more is put into them.
     fn finish(mut self) -> Result<Unpacked, UnpackError> {
+        let links = self.link_what_came_later()?;
         let made = self.tree.implicit.len() as u64;
         let mut implicit = std::mem::take(&mut self.tree.implicit);
         implicit.retain(|name| !self.directories.contains(name));
@@ -322,7 +399,7 @@ impl Extractor {
             set().map_err(|errno| Refusal::Kernel("set the mode", errno).at(b"/"))?;
         }
         let (bytes, inodes) = (self.bytes + made * BLOCK, self.inodes + made);
-        Ok(Unpacked { bytes, inodes, root_entry, implicit, contents: self.contents.sorted() })
+        Ok(Unpacked { bytes, inodes, root_entry, implicit, links, contents: self.contents.sorted() })
     }
 }
 
@@ -334,9 +411,7 @@ fn create<T>(parent: BorrowedFd<'_>, name: &[u8], make: impl Fn() -> Result<T, E
         {
             make().map_err(step("create it"))
         }
-        Err(Errno::EXIST) => {
-            Err("the layer has two entries of this name, which the image format forbids".into())
-        }
+        Err(Errno::EXIST) => Err(TWO_ENTRIES.into()),
         other => other.map_err(step("create it")),
     }
 }

@@ -1,7 +1,8 @@
 //! One layer, from the bytes of its blob to a directory that overlayfs can stack, in a single pass.
 //!
 //! ```text
-//! chunks from the network ─ hash blob ─ decompress ─ hash archive ─ tar entries ─ files beneath a root fd
+//! chunks from the network ─ hash blob, keep ─│─ decompress ─ hash archive ─ tar entries ─ files beneath a root fd
+//!                                  intake    │  unpacker          (a thread each)
 //! ```
 //!
 //! Invariants: nothing is written outside the given directory whatever the archive says; a layer is only
@@ -10,12 +11,15 @@
 //! Does not download, does not sync, does not decide whether the layer counts: the store does.
 
 mod beneath;
+mod borrow;
 mod content;
 mod directories;
 mod entry;
 mod extract;
 mod inherit;
+mod intake;
 mod refusal;
+mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -27,8 +31,10 @@ use std::{
     sync::{Arc, Weak},
 };
 
+pub(crate) use borrow::borrow_files;
 pub(crate) use inherit::inherit_directories;
-pub(crate) use stream::Piece;
+use intake::Ending;
+pub(crate) use intake::{KeepNothing, Kept, Piece};
 use tokio::sync::mpsc::Receiver;
 
 use crate::{digest::Digest, error::UnpackError, store::tree::Contents};
@@ -78,7 +84,7 @@ impl Want {
 pub(crate) struct Wanted(Weak<()>);
 
 impl Wanted {
-    fn still(&self) -> bool {
+    pub(crate) fn still(&self) -> bool {
         self.0.strong_count() > 0
     }
 }
@@ -94,34 +100,63 @@ pub(crate) struct Unpacked {
     pub(crate) root_entry: bool,
     /// Directories the archive leaves out although it has entries in them, parents first.
     pub(crate) implicit: Vec<Vec<u8>>,
-    /// Hashes of its files' contents.
+    /// Hard links that are not made yet: their targets are not in this layer. See [`borrow_files`].
+    pub(crate) links: Vec<borrow::Link>,
+    /// Hashes of its files' contents, except of those with holes or from layers below.
     pub(crate) contents: Contents,
 }
 
-/// Unpacks the layer that arrives on `pieces` into the empty directory `root`. Blocks.
+/// A blob that arrives.
+pub(crate) struct Arriving<'a> {
+    /// What comes from the network, after what was kept.
+    pub(crate) pieces: Receiver<Piece>,
+    /// What an earlier pull kept of it, and where this one keeps the rest.
+    pub(crate) kept: &'a mut dyn Kept,
+}
+
+/// Unpacks the layer that arrives into the empty directory `root`. Blocks.
 ///
 /// Ends with [`UnpackError::Abandoned`] soon after nobody wants the layer any more, also when all pieces have
 /// arrived. On error the directory holds whatever was written so far; the caller throws it away.
 pub(crate) fn unpack(
-    pieces: Receiver<Piece>,
+    arriving: Arriving<'_>,
     root: OwnedFd,
     expected: &Expected,
     wanted: &Wanted,
 ) -> Result<Unpacked, UnpackError> {
-    let failure = Rc::new(RefCell::new(None));
-    run(pieces, root, (expected, wanted), &failure)
-        .map_err(|error| failure.borrow_mut().take().unwrap_or(error))
+    let (onward, blob) = std::sync::mpsc::sync_channel(intake::AHEAD);
+    let Arriving { pieces, kept } = arriving;
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("layer".to_owned());
+        // Owns its end of the channel: the unpacker sees the end when the intake has ended.
+        let taking = thread.spawn_scoped(scope, move || intake::take_in(pieces, kept, &onward, expected));
+        let taking = taking.map_err(|source| UnpackError::Io {
+            operation: "start a thread for the layer".to_owned(),
+            source,
+        })?;
+        let failure = Rc::new(RefCell::new(None));
+        let unpacked = run(stream::Blob::new(blob), root, (expected, wanted), &failure)
+            .map_err(|error| failure.borrow_mut().take().unwrap_or(error));
+        let taken = taking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // A blob that is not what it must be explains whatever the unpacker met; it itself stops for a reason.
+        match (taken?, unpacked) {
+            (_, Err(error)) => Err(error),
+            (Ending::Verified, Ok(unpacked)) => Ok(unpacked),
+            (Ending::NotTaken, Ok(_)) => {
+                Err(UnpackError::Stream("the blob was not read to its end".to_owned()))
+            }
+        }
+    })
 }
 
 /// Errors met inside readers pass through the tar crate, which rewraps them: the original is kept aside
 /// in `failure`.
 fn run(
-    pieces: Receiver<Piece>,
+    blob: stream::Blob,
     root: OwnedFd,
     (expected, wanted): (&Expected, &Wanted),
     failure: &stream::Failure,
 ) -> Result<Unpacked, UnpackError> {
-    let blob = stream::Blob::new(pieces, expected, Rc::clone(failure));
     let mut archive = stream::Archive::new(blob, expected, wanted.clone(), Rc::clone(failure))?;
     let unpacked = extract::extract(&mut archive, root, &expected.limits, wanted)?;
     archive.finish(expected)?;

@@ -1,5 +1,4 @@
-//! The byte streams of a layer: the blob as it arrives, hashed and counted; and the archive in it,
-//! decompressed, hashed and counted. No files.
+//! The archive in a blob: decompressed, hashed and counted. No files.
 //!
 //! The compression is told by the first bytes, as containerd does: media types are often wrong, and the
 //! digests decide about the content anyway.
@@ -8,26 +7,14 @@ use std::{
     cell::{Cell, RefCell},
     io::{self, BufRead, Read},
     rc::Rc,
+    sync::mpsc::Receiver,
 };
 
 use bytes::{Bytes, BytesMut};
 use flate2::bufread::MultiGzDecoder;
-use tokio::sync::mpsc::Receiver;
 
 use super::{Expected, Wanted};
-use crate::{
-    digest::{Digest, Hasher},
-    error::UnpackError,
-};
-
-/// A part of a blob on its way from the network to the unpacker.
-#[derive(Debug)]
-pub(crate) enum Piece {
-    /// The next bytes.
-    Data(Bytes),
-    /// The blob is complete. A channel that closes without this was given up.
-    End,
-}
+use crate::{digest::Hasher, error::UnpackError};
 
 /// Where an error waits while a foreign reader passes on its paraphrase.
 pub(super) type Failure = Rc<RefCell<Option<UnpackError>>>;
@@ -41,64 +28,28 @@ const EXPANSION_FLOOR: u64 = 1 << 30;
 /// Largest zstd window, as a power of two: what `zstd --ultra -22` needs.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// The compressed blob.
+/// The compressed blob, as the intake hands it on. Its end may be that of a download that broke off: the intake
+/// tells.
 pub(super) struct Blob {
-    pieces: Receiver<Piece>,
+    pieces: Receiver<Bytes>,
     current: Bytes,
-    ended: bool,
-    received: u64,
-    size: u64,
-    hasher: Hasher,
-    failure: Failure,
 }
 
 impl Blob {
-    pub(super) fn new(pieces: Receiver<Piece>, expected: &Expected, failure: Failure) -> Self {
-        let hasher = Hasher::like(&expected.digest);
-        Self {
-            pieces,
-            current: Bytes::new(),
-            ended: false,
-            received: 0,
-            size: expected.size,
-            hasher,
-            failure,
-        }
+    pub(super) fn new(pieces: Receiver<Bytes>) -> Self {
+        Self { pieces, current: Bytes::new() }
     }
 
-    fn fail(&self, error: UnpackError) -> io::Error {
-        let paraphrase = io::Error::other(error.to_string());
-        self.failure.borrow_mut().get_or_insert(error);
-        paraphrase
-    }
-
-    /// The next bytes, hashed and counted; empty at the end.
-    fn next(&mut self) -> io::Result<Bytes> {
-        while !self.ended {
-            match self.pieces.blocking_recv() {
-                Some(Piece::Data(data)) if data.is_empty() => {}
-                Some(Piece::Data(data)) => {
-                    self.received += data.len() as u64;
-                    if self.received > self.size {
-                        let message =
-                            format!("the blob is longer than the {} bytes its manifest promises", self.size);
-                        return Err(self.fail(UnpackError::Stream(message)));
-                    }
-                    self.hasher.update(&data);
-                    return Ok(data);
-                }
-                Some(Piece::End) => self.ended = true,
-                None => return Err(self.fail(UnpackError::Abandoned)),
-            }
-        }
-        Ok(Bytes::new())
+    /// The next bytes; empty at the end.
+    fn next(&mut self) -> Bytes {
+        self.pieces.recv().unwrap_or_default()
     }
 
     /// The first four bytes (fewer only when the blob is shorter), without consuming them.
-    fn magic(&mut self) -> io::Result<[u8; 4]> {
+    fn magic(&mut self) -> [u8; 4] {
         let mut start = BytesMut::new();
         while start.len() < 4 {
-            let next = self.next()?;
+            let next = self.next();
             if next.is_empty() {
                 break;
             }
@@ -108,39 +59,19 @@ impl Blob {
         let mut magic = [0; 4];
         let known = self.current.len().min(4);
         magic[..known].copy_from_slice(&self.current[..known]);
-        Ok(magic)
+        magic
     }
 
-    /// Reads what the archive did not need, and compares size and digest.
-    fn finish(mut self, digest: &Digest) -> Result<(), UnpackError> {
-        let drained = loop {
-            match self.next() {
-                Ok(rest) if rest.is_empty() => break Ok(()),
-                Ok(_) => {}
-                Err(error) => break Err(UnpackError::Stream(error.to_string())),
-            }
-        };
-        drained?;
-        if self.received != self.size {
-            return Err(short(self.received, self.size));
-        }
-        let actual = self.hasher.finish();
-        if &actual != digest {
-            let (what, promised_by) = ("the blob's digest", "manifest");
-            return Err(UnpackError::Digest { what, promised_by, expected: digest.clone(), actual });
-        }
-        Ok(())
+    /// Takes what the archive did not need, so that all of it is counted and hashed.
+    fn drain(mut self) {
+        while !self.next().is_empty() {}
     }
-}
-
-fn short(received: u64, size: u64) -> UnpackError {
-    UnpackError::Stream(format!("the blob ends after {received} of the {size} bytes its manifest promises"))
 }
 
 impl BufRead for Blob {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.current.is_empty() {
-            self.current = self.next()?;
+            self.current = self.next();
         }
         Ok(&self.current)
     }
@@ -169,7 +100,7 @@ enum Decoder {
 
 impl Decoder {
     fn new(mut blob: Blob) -> io::Result<Self> {
-        Ok(match blob.magic()? {
+        Ok(match blob.magic() {
             [0x1f, 0x8b, ..] => Self::Gzip(Box::new(MultiGzDecoder::new(blob))),
             // A zstd frame, or a skippable frame before one.
             [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
@@ -186,14 +117,6 @@ impl Decoder {
             Self::Plain(_) => "tar stream",
             Self::Gzip(_) => "gzip stream",
             Self::Zstd(_) => "zstd stream",
-        }
-    }
-
-    fn blob(&self) -> &Blob {
-        match self {
-            Self::Plain(blob) => blob,
-            Self::Gzip(decoder) => decoder.get_ref(),
-            Self::Zstd(decoder) => decoder.get_ref(),
         }
     }
 
@@ -224,6 +147,8 @@ pub(super) struct Archive {
     hasher: Hasher,
     total: u64,
     limit: u64,
+    /// Size of the blob.
+    size: u64,
     /// How much may still be read as headers; shared with [`HeaderBudget`].
     headers: Rc<Cell<u64>>,
     wanted: Wanted,
@@ -261,6 +186,7 @@ impl Archive {
             hasher: Hasher::like(&expected.diff_id),
             total: 0,
             limit: expected.limits.bytes.min(expansion),
+            size: expected.size,
             headers: Rc::new(Cell::new(u64::MAX)),
             wanted,
             failure,
@@ -290,20 +216,14 @@ impl Archive {
                     }
                     _ => format!("the {} is damaged: {error}", self.decoder.name()),
                 };
-                // A blob that is too short explains a stream that ends too early.
-                let blob = self.decoder.blob();
-                let error = match blob.ended && blob.received < blob.size {
-                    true => short(blob.received, blob.size),
-                    false => UnpackError::Stream(error),
-                };
-                return Err(self.fail(error));
+                return Err(self.fail(UnpackError::Stream(error)));
             }
         };
         self.hasher.update(&self.buffer[..got]);
         self.unread = 0..got;
         self.total += got as u64;
         if self.total > self.limit {
-            let (limit, size) = (self.limit, self.decoder.blob().size);
+            let (limit, size) = (self.limit, self.size);
             let message = format!(
                 "it unpacks to more than {limit} bytes from {size}; raise the image limits if that is right"
             );
@@ -312,7 +232,7 @@ impl Archive {
         Ok(())
     }
 
-    /// Reads what follows the last entry, and compares the digests of blob and archive.
+    /// Reads what follows the last entry and the archive itself, and compares the archive's digest.
     pub(super) fn finish(mut self, expected: &Expected) -> Result<(), UnpackError> {
         self.headers.set(u64::MAX);
         loop {
@@ -321,7 +241,7 @@ impl Archive {
                 break;
             }
         }
-        self.decoder.into_blob().finish(&expected.digest)?;
+        self.decoder.into_blob().drain();
         let actual = self.hasher.finish();
         if actual != expected.diff_id {
             let (what, promised_by) = ("the unpacked archive's digest", "image configuration (diff_ids)");

@@ -8,6 +8,7 @@
 )]
 
 pub mod debian;
+pub mod scripted;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -38,7 +39,7 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config {
             dir: dir.path().join("images"),
-            hosts_dir: dir.path().join("certs.d"),
+            hosts_dirs: vec![dir.path().join("certs.d")],
             stall_timeout: Duration::from_secs(5),
             ..Config::default()
         };
@@ -216,6 +217,16 @@ pub enum Fault {
     CutAfter(usize),
     /// This body instead of the right one, with its own length.
     Body(Vec<u8>),
+    /// The beginning of this body, as if it were the right one, and the connection closes.
+    OtherCutAfter(Vec<u8>, usize),
+    /// This status, with a wish for rest.
+    Rest(u16, String),
+    /// The whole, whatever range is asked for.
+    Whole,
+    /// The rest that is asked for, under another range.
+    WrongRange(&'static str),
+    /// The right headers, this many bytes of the body, and then nothing.
+    StallAfter(usize),
     /// Headers, and then nothing.
     Silence,
     /// One byte now and then.
@@ -373,8 +384,25 @@ impl TestRegistry {
         if start > 0 {
             headers.push(("content-range", format!("bytes {start}-{}/{}", body.len() - 1, body.len())));
         }
-        let body = &body[start..];
+        let (all, body) = (body, &body[start..]);
         match fault {
+            Some(Fault::Whole) => answer(stream, 200, &headers[..1], all).await,
+            Some(Fault::WrongRange(range)) => {
+                headers.retain(|(name, _)| *name != "content-range");
+                headers.push(("content-range", range.to_owned()));
+                answer(stream, 206, &headers, body).await
+            }
+            Some(Fault::Rest(status, rest)) => answer(stream, status, &[("retry-after", rest)], b"").await,
+            Some(Fault::OtherCutAfter(other, bytes)) => {
+                head(stream, status, &headers, body.len()).await?;
+                stream.write_all(&other[..bytes]).await?;
+                stream.shutdown().await
+            }
+            Some(Fault::StallAfter(bytes)) => {
+                head(stream, status, &headers, body.len()).await?;
+                stream.write_all(&body[..bytes.min(body.len())]).await?;
+                std::future::pending().await
+            }
             None => answer(stream, status, &headers, body).await,
             Some(Fault::Answer(status, body)) => {
                 answer(stream, status, &[("retry-after", "0".into())], body).await

@@ -29,30 +29,47 @@ const FRESH: usize = 250;
 
 #[derive(Parser, Clone)]
 #[command(
+    name = "podhold-kills",
     about = "Kills the daemon at random steps of random verbs, and judges what is there when it is back"
 )]
 struct Arguments {
     /// How many kills
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value = "2000", value_parser = positive)]
     count: usize,
     /// How many daemons at the same time
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value = "2", value_parser = positive)]
     rigs: usize,
     /// Begin with this seed, to choose the same kills as before
     #[arg(long)]
     seed: Option<u64>,
     /// Stop after so many minutes, however many kills there were
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     minutes: Option<u64>,
     /// Only verbs whose name contains this
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", value_parser = known)]
     verb: String,
     /// Try the first and the last step of each name once, in order, rather than random ones
     #[arg(long)]
     steps: bool,
-    /// Print the steps of the verbs and end
-    #[arg(long)]
+    /// Print the steps of the verbs and end; nothing is killed
+    #[arg(long, conflicts_with = "steps")]
     list: bool,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("it must be a whole number, and 1 at least".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
+/// A word that is in the name of some verb.
+fn known(word: &str) -> Result<String, String> {
+    if Verb::ALL.iter().any(|verb| verb.to_string().contains(word)) {
+        return Ok(word.to_owned());
+    }
+    let all: Vec<String> = Verb::ALL.iter().map(ToString::to_string).collect();
+    Err(format!("no verb has that in its name; there are:\n  {}", all.join("\n  ")))
 }
 
 /// What all workers share.
@@ -74,10 +91,15 @@ type Shared = Arc<Mutex<Work>>;
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let unknown = Verb::ALL.into_iter().filter(|verb| verb.to_string().contains(&arguments.verb)).collect();
+    let unknown: Vec<Verb> =
+        Verb::ALL.into_iter().filter(|verb| verb.to_string().contains(&arguments.verb)).collect();
+    if arguments.list {
+        list(&unknown).await;
+        return ExitCode::SUCCESS;
+    }
     let dice = Dice::new(arguments.seed);
     println!("seed {}", dice.seed);
-    let (rigs, random) = (arguments.rigs, !arguments.steps && !arguments.list);
+    let (rigs, random) = (arguments.rigs, !arguments.steps);
     let left = if random { arguments.count } else { 0 };
     let shared = Arc::new(Mutex::new(Work {
         arguments,
@@ -97,6 +119,17 @@ async fn main() -> ExitCode {
     println!("{} kills, {} faults, {broken} rigs broken", work.table.runs(), work.table.faults.len());
     work.table.faults.iter().for_each(|fault| println!("FAULT: {fault}"));
     if work.table.faults.is_empty() && broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Prints the steps of these verbs.
+async fn list(verbs: &[Verb]) {
+    let mut rig = Rig::start().await;
+    for verb in verbs {
+        for step in kills::steps(&mut rig, *verb).await {
+            println!("{verb}: {} #{}", step.name, step.occurrence);
+        }
+    }
+    rig.finish().await;
 }
 
 fn lock(shared: &Shared) -> MutexGuard<'_, Work> {
@@ -139,9 +172,6 @@ async fn finish(rig: Rig, left: &[String]) {
 impl Work {
     fn learn(&mut self, verb: Verb, steps: Vec<Step>) {
         eprintln!("{verb}: {} steps", steps.len());
-        if self.arguments.list {
-            steps.iter().for_each(|step| println!("{verb}: {} #{}", step.name, step.occurrence));
-        }
         if self.arguments.steps {
             let chosen = kills::chosen(&steps, usize::MAX);
             self.planned.extend(chosen.into_iter().map(|step| Kill::new(verb, Moment::Before(step))));

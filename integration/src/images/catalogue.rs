@@ -12,6 +12,7 @@
 //! | `nocommand:1` | neither entry point nor command |
 //! | `probe:uid`, `probe:names`, `probe:ids` | the other forms of a user |
 //! | `hostile:*` | images that attack (see [`hostile`](super::hostile)) |
+//! | `nasty:1` | everything that tools get wrong, in three layers (see [`nasty`](super::nasty)) |
 //! | with a `/`, and `pause` | what the official suite pulls; see [`conformance`](super::conformance) |
 
 use std::{io, path::Path};
@@ -66,6 +67,7 @@ impl Catalogue {
             named("multi", "1", index([("s390x", foreign()), ("amd64", probe_image(&probe).finish())])),
             named("alien", "1", index([("s390x", foreign())])),
             named("nocommand", "1", ImageBuilder::new().layer(busybox.clone()).finish()),
+            named("nasty", "1", super::nasty::image()),
             named("probe", "uid", probe_image(&probe).config("User", "1000").finish()),
             named("probe", "names", probe_image(&probe).config("User", "guest:extra").finish()),
             named("probe", "ids", probe_image(&probe).config("User", "4321:1234").finish()),

@@ -48,6 +48,11 @@ impl LayerBuilder {
         Self::default()
     }
 
+    /// A layer of entries that were written elsewhere.
+    pub(super) fn of_archive(tar: tar::Builder<Vec<u8>>) -> Self {
+        Self { tar }
+    }
+
     /// Adds a directory.
     #[must_use]
     pub fn directory(self, path: &str, mode: u32) -> Self {

@@ -9,6 +9,7 @@ pub mod conformance;
 pub mod hostile;
 pub mod image;
 pub mod layer;
+pub mod nasty;
 
 pub use blob::Blob;
 pub use catalogue::{Catalogue, Named};

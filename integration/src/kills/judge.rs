@@ -262,7 +262,7 @@ async fn exec(rig: &Rig, container: &str) -> Result<(), String> {
 }
 
 /// Removes everything.
-async fn end(rig: &Rig, verb: Verb, faults: &mut Vec<String>) {
+pub(super) async fn end(rig: &Rig, verb: Verb, faults: &mut Vec<String>) {
     let cri = rig.cri();
     for pod in cri.list_pods().await.unwrap_or_default() {
         let ended = tokio::time::timeout(PATIENCE, cri.end_pod(&pod.id)).await;

@@ -113,6 +113,25 @@ pub async fn run(rig: &mut Rig, kill: &Kill) -> Verdict {
     Verdict { outcome, faults, leaks, steps }
 }
 
+/// Calls the verb, and answers the daemon's steps in it. Nothing is killed: the daemon is told to end, and
+/// started again.
+///
+/// # Panics
+/// As [`run`].
+pub async fn steps(rig: &mut Rig, verb: Verb) -> Vec<Step> {
+    let stage = stage::set(rig, verb).await;
+    let cri = rig.cri().clone();
+    let call = async { tokio::time::timeout(PATIENCE, stage.call(&cri, verb)).await };
+    let steps = follow(rig, None, call, Tracer::finish_kindly).await;
+    rig.machine.wait(rig.daemon.pid).await.unwrap_or_else(|error| panic!("{error}"));
+    let again = Daemon::start(&rig.machine, &rig.places).await;
+    rig.daemon = again.unwrap_or_else(|error| panic!("{verb}: {error}"));
+    let mut faults = Vec::new();
+    judge::end(rig, verb, &mut faults).await;
+    assert!(faults.is_empty(), "{verb}: {faults:?}");
+    steps
+}
+
 /// Calls the verb; answers the daemon's steps when it is dead.
 async fn die(rig: &Rig, verb: Verb, stage: &stage::Stage, moment: &Moment) -> Vec<Step> {
     let cri = rig.cri().clone();
@@ -124,19 +143,24 @@ async fn die(rig: &Rig, verb: Verb, stage: &stage::Stage, moment: &Moment) -> Ve
             rig.daemon.kill(&rig.machine).await.unwrap_or_else(|error| panic!("{error}"));
             return Vec::new();
         }
-        Moment::Before(step) => follow(rig, Some(step.clone()), call).await,
-        Moment::Answered => follow(rig, None, call).await,
+        Moment::Before(step) => follow(rig, Some(step.clone()), call, Tracer::finish).await,
+        Moment::Answered => follow(rig, None, call, Tracer::finish).await,
     };
     rig.machine.wait(rig.daemon.pid).await.unwrap_or_else(|error| panic!("{error}"));
     steps
 }
 
-async fn follow(rig: &Rig, fatal: Option<Step>, call: impl Future) -> Vec<Step> {
+async fn follow(
+    rig: &Rig,
+    fatal: Option<Step>,
+    call: impl Future,
+    finish: fn(Tracer) -> std::io::Result<Vec<Step>>,
+) -> Vec<Step> {
     let root = rig.machine.directory().display().to_string();
     let daemon = rig.daemon_on_the_host();
     let tracer = Tracer::start(daemon, &root, fatal).unwrap_or_else(|e| panic!("follow the daemon: {e}"));
     // A daemon that dies closes its socket, which ends the call.
     call.await;
-    let done = tokio::task::spawn_blocking(move || tracer.finish()).await;
+    let done = tokio::task::spawn_blocking(move || finish(tracer)).await;
     done.expect("no panic").unwrap_or_else(|e| panic!("follow the daemon: {e}"))
 }

@@ -8,14 +8,23 @@ use crate::rig::Rig;
 /// The longest life of a successor that dies too, in milliseconds: it is back by then.
 const LATEST: u64 = 200;
 
+/// The environment variable that the dice begin with.
+const SEED: &str = "PODHOLD_SEED";
+
+fn seed() -> Option<u64> {
+    let text = std::env::var(SEED).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{SEED}={text} is not a number")))
+}
+
 /// Kills the daemon at the steps of each verb: at every name once, further ones as far as `most` allows, and
-/// a few times at random; answers what came of it.
+/// a few times at random, as the dice have it; answers what came of it.
 ///
 /// # Panics
 /// When a daemon does not come back.
 pub async fn trial(rig: &mut Rig, verbs: &[Verb], most: usize) -> Table {
     let mut table = Table::default();
-    let mut dice = Dice::new(None);
+    let mut dice = Dice::new(seed());
+    println!("seed {}; to try the same again: {SEED}={}", dice.seed, dice.seed);
     for verb in verbs {
         let answered = Kill::new(*verb, Moment::Answered);
         let first = run(rig, &answered).await;

@@ -15,7 +15,11 @@ mod words;
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
 };
 
@@ -43,6 +47,8 @@ pub struct Step {
 pub struct Tracer {
     daemon: Pid,
     thread: JoinHandle<io::Result<Vec<Step>>>,
+    /// No further step is noted.
+    enough: Arc<AtomicBool>,
 }
 
 impl Tracer {
@@ -52,9 +58,11 @@ impl Tracer {
         let daemon = Pid::from_raw(daemon.cast_signed());
         let words = words::Words::new(root);
         let (tell, told) = mpsc::channel();
+        let enough = Arc::new(AtomicBool::new(false));
+        let enough_too = Arc::clone(&enough);
         // A traced thread answers to the thread that traces it, and to no other.
         let thread = std::thread::spawn(move || {
-            let following = Following::new(daemon, words, fatal);
+            let following = Following::new(daemon, words, fatal, enough_too);
             let begun = following.seize();
             let failed = begun.as_ref().err().map(|errno| io::Error::from(*errno));
             let _ = tell.send(begun.map_err(io::Error::from));
@@ -64,7 +72,7 @@ impl Tracer {
             }
         });
         told.recv().map_err(|_| io::Error::other("the tracing thread has ended"))??;
-        Ok(Self { daemon, thread })
+        Ok(Self { daemon, thread, enough })
     }
 
     /// Whether the daemon has met its step, or has ended otherwise.
@@ -74,7 +82,17 @@ impl Tracer {
 
     /// Kills the daemon if it lives, and answers the steps it has made.
     pub fn finish(self) -> io::Result<Vec<Step>> {
-        match kill(self.daemon, Signal::SIGKILL) {
+        self.end(Signal::SIGKILL)
+    }
+
+    /// Tells the daemon to end, and answers the steps it has made until now.
+    pub fn finish_kindly(self) -> io::Result<Vec<Step>> {
+        self.enough.store(true, Ordering::Relaxed);
+        self.end(Signal::SIGTERM)
+    }
+
+    fn end(self, signal: Signal) -> io::Result<Vec<Step>> {
+        match kill(self.daemon, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -91,11 +109,13 @@ struct Following {
     counts: BTreeMap<String, usize>,
     /// Threads that are in a system call.
     inside: HashSet<Pid>,
+    enough: Arc<AtomicBool>,
 }
 
 impl Following {
-    fn new(daemon: Pid, words: words::Words, fatal: Option<Step>) -> Self {
-        Self { daemon, words, fatal, steps: Vec::new(), counts: BTreeMap::new(), inside: HashSet::new() }
+    fn new(daemon: Pid, words: words::Words, fatal: Option<Step>, enough: Arc<AtomicBool>) -> Self {
+        let (steps, counts, inside) = Default::default();
+        Self { daemon, words, fatal, steps, counts, inside, enough }
     }
 
     /// Takes hold of every thread there is. Threads made by those come by themselves.
@@ -151,7 +171,8 @@ impl Following {
         else {
             return Ok(());
         };
-        if let Some(name) = calls::name(thread, &registers, &self.words) {
+        let noted = !self.enough.load(Ordering::Relaxed);
+        if let Some(name) = calls::name(thread, &registers, &self.words).filter(|_| noted) {
             let count = self.counts.entry(name.clone()).or_insert(0);
             let step = Step { name, occurrence: *count };
             *count += 1;

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod connection;
 mod logger;
 mod pause;
 mod shim;

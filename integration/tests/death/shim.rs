@@ -45,6 +45,34 @@ async fn all_that_a_dead_shim_has_held_is_ended_and_reported() {
     rig.finish().await;
 }
 
+/// The pod and its containers are told in one answer: no container of a pod without shim runs, from the first
+/// moment on.
+#[tokio::test]
+async fn no_container_of_a_dead_shim_is_said_to_run() {
+    let rig = rig!();
+    let pod = Pod::start(&rig, "told", Kind::Ordinary, 5).await;
+    let shim = processes::holders(&pod.id).shim;
+    processes::murder(shim);
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
+        let answer = rig.cri().runtime.clone().pod_sandbox_status(request).await.unwrap().into_inner();
+        let states: Vec<ContainerState> = answer.containers_statuses.iter().map(|c| c.state()).collect();
+        let ready = answer.status.unwrap().state() == PodSandboxState::SandboxReady;
+        assert!(ready || !states.contains(&ContainerState::ContainerRunning), "{states:?}");
+        let exec = rig.cri().exec(&pod.containers[0], &["/probe", "exit", "0"]).await.unwrap_err();
+        assert!(!exec.message().contains("is running"), "{exec}");
+        if states.iter().all(|state| *state == ContainerState::ContainerExited) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "they are not said to have ended: {states:?}");
+    }
+    pod.all_ended(&rig, 255, "Unknown").await;
+    pod.nothing_runs(&rig).await;
+    pod.end(&rig).await;
+    rig.finish().await;
+}
+
 #[tokio::test]
 async fn a_shim_that_dies_while_the_daemon_is_away_is_found_dead() {
     let mut rig = rig!();

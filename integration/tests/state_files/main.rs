@@ -85,6 +85,23 @@ async fn reported(rig: &Rig, path: &Path, how: Damage) -> String {
     reason.clone()
 }
 
+/// Each damaged object stands there once, with all that its owner needs.
+async fn every_entry_is_whole(rig: &Rig, count: usize) {
+    let request = StatusRequest { verbose: true };
+    let answer = rig.cri().runtime.clone().status(request).await.unwrap().into_inner();
+    let info: serde_json::Value = serde_json::from_str(&answer.info["info"]).unwrap();
+    let list = info["damaged"].as_array().unwrap();
+    let text = |entry: &serde_json::Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+    let objects: std::collections::BTreeSet<(String, String)> =
+        list.iter().map(|entry| (text(entry, "kind"), text(entry, "id"))).collect();
+    assert_eq!((list.len(), objects.len()), (count, count), "{list:#?}");
+    for entry in list {
+        assert!(["pod", "container"].contains(&text(entry, "kind").as_str()), "{entry:#}");
+        assert!(text(entry, "mend").contains(&text(entry, "id")), "{entry:#}");
+        assert!(!text(entry, "path").is_empty() && !text(entry, "reason").is_empty(), "{entry:#}");
+    }
+}
+
 /// Ends the daemon, does something to its files, starts it again.
 async fn meanwhile<T>(rig: &mut Rig, work: impl FnOnce(&Rig) -> T) -> T {
     rig.daemon.kill(&rig.machine).await.unwrap();
@@ -142,18 +159,23 @@ async fn a_damaged_pod_is_named_harms_no_other_and_can_be_put_back_or_removed() 
         container_is_damaged(&rig, &life.container, &file, how).await;
         is_refusal(&rig.cri().stop_pod(&life.pod).await.unwrap_err(), &file, how);
     }
-    meanwhile(&mut rig, |_| good.into_iter().for_each(Good::put_back)).await;
+    every_entry_is_whole(&rig, 2 * OF_RECORDS.len()).await;
+    // Without a restart.
+    good.into_iter().for_each(Good::put_back);
+    assert!(damaged(&rig).await.is_empty());
     for life in &all {
         life.is_well(&rig).await;
     }
-    assert!(damaged(&rig).await.is_empty());
 
     let good = meanwhile(&mut rig, harm).await;
     for (life, how) in lives.iter().zip(OF_RECORDS) {
-        // A beginning of the id is not enough to remove what cannot be shown.
-        rig.cri().remove_pod(&life.pod[..20]).await.unwrap();
-        assert!(life.state(&rig).exists(), "{how:?}");
-        rig.cri().remove_pod(&life.pod).await.unwrap_or_else(|status| panic!("{how:?}: {status}"));
+        // A beginning of the id is as good as of any other pod.
+        let short = &life.pod[..20];
+        pod_is_damaged(&rig, short, &path(&rig, life), how).await;
+        is_refusal(&rig.cri().stop_pod(short).await.unwrap_err(), &path(&rig, life), how);
+        container_is_damaged(&rig, &life.container[..20], &path(&rig, life), how).await;
+        rig.cri().remove_pod(short).await.unwrap_or_else(|status| panic!("{how:?}: {status}"));
+        assert!(!damaged(&rig).await.iter().any(|(path, _)| path.starts_with(life.state(&rig))), "{how:?}");
         assert_eq!(rig.cri().pod_status(&life.pod).await.unwrap_err().code(), Code::NotFound);
         assert_eq!(rig.cri().status(&life.container).await.unwrap_err().code(), Code::NotFound);
     }
@@ -190,7 +212,9 @@ async fn a_damaged_container_is_named_and_its_pod_goes_on() {
         container_is_damaged(&rig, &life.container, &file, how).await;
         is_refusal(&rig.cri().stop(&life.container, 0).await.unwrap_err(), &file, how);
     }
-    meanwhile(&mut rig, |_| good.into_iter().for_each(Good::put_back)).await;
+    every_entry_is_whole(&rig, OF_RECORDS.len()).await;
+    good.into_iter().for_each(Good::put_back);
+    assert!(damaged(&rig).await.is_empty());
     for life in &lives {
         life.is_well(&rig).await;
     }

@@ -46,7 +46,7 @@ impl ShimPod {
             stdout: attach.stdout,
             stderr: attach.stderr,
         };
-        let answered = self.connection.request(Call::Attach(call), files).await;
+        let answered = self.line.request(Call::Attach(call), files).await;
         let (outcome, mut files) =
             answered.map_err(|error| convert::name_container(error, Some(&attach.container)))?;
         let Outcome::Attach(reply) = outcome else { return Err(self.unexpected(&outcome)) };

@@ -24,17 +24,17 @@ use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
 };
 
-use super::convert;
+use super::{convert, dial::Process};
 use crate::{
     PodId,
     launch::{ExecEnd, LaunchError, PodEvent},
-    sys,
     wire::{Inbox, Outbox, Received, VERSION, is_out_of_descriptors},
 };
 
 /// How an exec ended; `None` while it runs.
 pub(super) type Ended = Option<ExecEnd>;
-type Answered = Result<(Outcome, Vec<OwnedFd>), LaunchError>;
+/// The answer to a request, with the files that came with it.
+pub(super) type Answered = Result<(Outcome, Vec<OwnedFd>), LaunchError>;
 
 /// Requests that wait to be sent; more make their callers wait.
 const QUEUE: usize = 64;
@@ -156,9 +156,10 @@ impl Connection {
         let _ = self.requests.try_send((Request { id, fds: 0, call }, Vec::new()));
     }
 
-    /// Asks and waits for the answer, however long the shim says nothing.
+    /// Asks and waits for the answer, however long the shim says nothing. [`LaunchError::Lost`] when the
+    /// connection has ended: this does not know whether the shim lives.
     pub(super) async fn request_patiently(&self, call: Call, files: Vec<OwnedFd>) -> Answered {
-        let gone = || LaunchError::Gone { pod: self.pod.clone() };
+        let gone = || lost(&self.pod);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         {
@@ -179,7 +180,7 @@ impl Connection {
     pub(super) fn exec_ended(&self, number: u64) -> watch::Receiver<Ended> {
         let mut state = self.table.lock();
         if state.closed {
-            // The sender is dropped at once: waiting gives Gone.
+            // The sender is dropped at once: waiting ends.
             return watch::channel(None).1;
         }
         state.execs.entry(number).or_insert_with(|| watch::channel(None).0).subscribe()
@@ -197,10 +198,9 @@ impl Connection {
 
     /// Ends the connection when `process`, a pidfd of the shim, ends. What the shim was making processes
     /// with may hold its end of the socket for longer. What it has said is heard first.
-    pub(super) fn end_with(&self, process: OwnedFd) {
+    pub(super) fn end_with(&self, process: Process) {
         let (died, mut gone) = (Arc::clone(&self.died), self.gone.clone());
         tokio::spawn(async move {
-            let Ok(process) = sys::watch(process, Interest::READABLE) else { return };
             tokio::select! {
                 _ = process.readable() => died.notify_one(),
                 _ = gone.wait_for(|gone| *gone) => {}
@@ -208,10 +208,14 @@ impl Connection {
         });
     }
 
-    /// Waits until the shim has closed its end.
+    /// Waits until the connection has ended.
     pub(super) async fn gone(&self) {
         let _ = self.gone.clone().wait_for(|gone| *gone).await;
     }
+}
+
+fn lost(pod: &PodId) -> LaunchError {
+    LaunchError::Lost { pod: pod.clone(), reason: "it has ended".to_owned() }
 }
 
 /// Takes a request off the table when nobody waits for its answer any more.
@@ -238,8 +242,8 @@ impl Task {
     async fn run(mut self) {
         let reason = match self.exchange().await {
             Ok(()) => return self.close(None),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => "its shim has ended".to_owned(),
-            Err(error) => format!("its shim cannot be understood: {error}"),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => "its shim has closed it".to_owned(),
+            Err(error) => format!("what its shim says cannot be understood: {error}"),
         };
         self.close(Some(reason));
     }
@@ -251,7 +255,7 @@ impl Task {
             (std::mem::take(&mut state.replies), std::mem::take(&mut state.execs))
         };
         for reply in replies.into_values() {
-            let _ = reply.send(Err(LaunchError::Gone { pod: self.pod.clone() }));
+            let _ = reply.send(Err(lost(&self.pod)));
         }
         drop(execs);
         if let Some(reason) = reason {

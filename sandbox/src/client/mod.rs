@@ -1,11 +1,14 @@
 //! The built-in handler, seen from the daemon: starts shims, dials them, speaks their protocol.
 //!
 //! A shim outlives the daemon: dropping a handle closes the connection and ends nothing. One task per
-//! connection owns the socket; requests and replies meet by number.
+//! connection owns the socket; requests and replies meet by number. A connection that is lost is made anew as
+//! long as the shim lives ([`line`]).
 
 mod attach;
 mod connection;
 mod convert;
+mod dial;
+mod line;
 mod namespaces;
 mod processes;
 mod spawn;
@@ -18,11 +21,14 @@ use podhold_cgroups::CgroupPath;
 use podhold_proto::shim::{
     self as wire, Close, Delete, KillExec, List, ReopenLog, Signal, reply::Result as Outcome, request::Call,
 };
-use tokio::sync::{OnceCell, mpsc::UnboundedReceiver, watch};
+use tokio::sync::{OnceCell, watch};
 
 pub use self::spawn::find_shim_binary;
 use self::{
     connection::{Connection, Ended},
+    dial::{Dialled, Dialler, Events, Turns},
+    line::Line,
+    processes::Listing,
     version::Version,
 };
 use crate::{
@@ -68,12 +74,14 @@ pub struct ShimLauncher {
     config: ShimConfig,
     /// The shim's program in a sealed memory file, made once and shared by all shims of this daemon.
     program: OnceCell<Arc<OwnedFd>>,
+    turns: Arc<Turns>,
+    listing: Arc<Listing>,
 }
 
 impl ShimLauncher {
     /// Takes the configuration; touches nothing until the first pod.
     pub fn new(config: ShimConfig) -> Self {
-        Self { config, program: OnceCell::new() }
+        Self { config, program: OnceCell::new(), turns: Arc::default(), listing: Arc::default() }
     }
 
     async fn program(&self) -> Result<Arc<OwnedFd>, LaunchError> {
@@ -91,7 +99,7 @@ impl ShimLauncher {
             self.attach(cgroup, shim_pid).await?;
         }
         let call = Call::OpenPod(convert::open_pod(pod)?);
-        let pause_pid = match shim.connection.request(call, Vec::new()).await?.0 {
+        let pause_pid = match shim.line.request(call, Vec::new()).await?.0 {
             Outcome::OpenPod(reply) => reply.pause_pid,
             other => return Err(shim.unexpected(&other)),
         };
@@ -105,31 +113,14 @@ impl ShimLauncher {
     }
 
     async fn dial(&self, pod: &PodId) -> Result<(ShimPod, wire::HelloReply, Events), LaunchError> {
-        let (layout, id) = (self.config.layout.clone(), pod.clone());
-        let dialled =
-            blocking(format!("dial the shim of pod {pod}"), move || spawn::dial(&layout, &id)).await;
-        let socket = match dialled {
-            Err(LaunchError::Io { source, .. }) if spawn::nobody_listens(&source) => {
-                return Err(LaunchError::Gone { pod: pod.clone() });
-            }
-            other => other?,
-        };
-        let (connection, events) = Connection::open(pod.clone(), socket)?;
-        let (reply, version) = match version::greet(pod, &connection).await {
-            Err(LaunchError::Silent { seconds, .. }) => {
-                let (layout, id) = (self.config.layout.clone(), pod.clone());
-                let find = move || Ok(processes::shim(&layout, &id).unwrap_or(0));
-                let shim = blocking(format!("find the shim of pod {pod}"), find).await?;
-                return Err(LaunchError::Silent { pod: pod.clone(), shim, seconds });
-            }
-            greeted => greeted?,
-        };
-        connection.is_of(reply.shim_pid);
-        if let Some(shim) = processes::is_shim(&self.config.layout, pod, reply.shim_pid) {
-            connection.end_with(shim);
+        let dialler = Dialler { layout: self.config.layout.clone(), pod: pod.clone() };
+        let Dialled { connection, events, hello, version, process } = dialler.dial().await?;
+        if hello.pause_ended {
+            connection.tell(PodEvent::PauseExited);
         }
-        let shim = ShimPod { id: pod.clone(), pause_pid: reply.pause_pid, version, connection };
-        Ok((shim, reply, events))
+        let (line, events) = Line::new(dialler, Arc::clone(&self.turns), connection, (events, process));
+        let shim = ShimPod { id: pod.clone(), pause_pid: hello.pause_pid, version, line };
+        Ok((shim, hello, events))
     }
 
     async fn in_time<T>(
@@ -145,8 +136,6 @@ impl ShimLauncher {
         })
     }
 }
-
-type Events = UnboundedReceiver<PodEvent>;
 
 #[async_trait]
 impl Launcher for ShimLauncher {
@@ -183,9 +172,6 @@ impl Launcher for ShimLauncher {
                 let (mut shim, hello, events) = self.dial(&pod.id).await?;
                 if hello.pause_pid == 0 {
                     shim.pause_pid = self.open(&pod, &shim, hello.shim_pid).await?;
-                } else if hello.pause_ended {
-                    // An earlier call, or an earlier daemon, has opened it.
-                    shim.connection.tell(PodEvent::PauseExited);
                 }
                 Ok((shim, events))
             })
@@ -209,9 +195,6 @@ impl Launcher for ShimLauncher {
             let _ = self.in_time(pod, shim.close()).await;
             return Err(LaunchError::Gone { pod: pod.clone() });
         }
-        if hello.pause_ended {
-            shim.connection.tell(PodEvent::PauseExited);
-        }
         Ok(OpenPod { pod: Arc::new(shim), events })
     }
 
@@ -228,15 +211,17 @@ impl ShimLauncher {
     async fn of_dead_shim(
         &self,
         pod: &PodId,
-        work: fn(&Layout, &PodId) -> std::io::Result<()>,
+        work: fn(&Layout, &PodId, &Listing) -> std::io::Result<()>,
     ) -> Result<(), LaunchError> {
-        let (layout, id) = (self.config.layout.clone(), pod.clone());
-        blocking(format!("end what the shim of pod {pod} has left"), move || work(&layout, &id)).await
+        let (layout, id, listing) = (self.config.layout.clone(), pod.clone(), Arc::clone(&self.listing));
+        blocking(format!("end what the shim of pod {pod} has left"), move || work(&layout, &id, &listing))
+            .await
     }
 
     /// Starts the pod's shim; none when there is one already.
     async fn spawn(&self, pod: &PodId) -> Result<Option<spawn::Spawned>, LaunchError> {
         let program = self.program().await?;
+        self.listing.forget();
         let (layout, id) = (self.config.layout.clone(), pod.clone());
         let spawned =
             blocking(format!("start the shim of pod {id}"), move || spawn::spawn(&layout, &id, &program))
@@ -277,7 +262,7 @@ struct ShimPod {
     id: PodId,
     pause_pid: u32,
     version: Version,
-    connection: Arc<Connection>,
+    line: Arc<Line>,
 }
 
 impl fmt::Debug for ShimPod {
@@ -293,7 +278,7 @@ impl ShimPod {
     }
 
     async fn call(&self, container: Option<&ContainerId>, call: Call) -> Result<Outcome, LaunchError> {
-        let answered = self.connection.request(call, Vec::new()).await;
+        let answered = self.line.request(call, Vec::new()).await;
         answered.map(|(outcome, _)| outcome).map_err(|error| convert::name_container(error, container))
     }
 
@@ -312,11 +297,11 @@ impl LivePod for ShimPod {
     }
 
     fn is_silent(&self) -> bool {
-        self.connection.is_silent()
+        self.line.is_silent()
     }
 
     async fn silent(&self) -> LaunchError {
-        self.connection.silent().await
+        self.line.silent().await
     }
 
     async fn user_namespace(&self) -> Result<Option<UserNamespace>, LaunchError> {
@@ -337,8 +322,7 @@ impl LivePod for ShimPod {
 
     async fn start(&self, start: StartSpec) -> Result<Started, LaunchError> {
         // A start that is given up would still be made by a shim that goes on, and nobody would know.
-        let answered =
-            self.connection.request_patiently(Call::Start(convert::start(&start)?), Vec::new()).await;
+        let answered = self.line.request_patiently(Call::Start(convert::start(&start)?)).await;
         let started = answered.map_err(|error| convert::name_container(error, Some(&start.id)));
         match started?.0 {
             Outcome::Start(reply) => Ok(Started { pid: reply.pid, at: convert::time(reply.at) }),
@@ -355,21 +339,16 @@ impl LivePod for ShimPod {
         let container = exec.container.clone();
         let terminal = matches!(exec.io, ExecIo::Terminal);
         let (call, files) = convert::exec(&self.id, exec)?;
-        let answered = self.connection.request(Call::Exec(call), files).await;
-        let (outcome, mut files) =
-            answered.map_err(|error| convert::name_container(error, Some(&container)))?;
+        let connection = self.line.up().await?;
+        let (outcome, mut files) = match connection.request(Call::Exec(call), files).await {
+            Err(LaunchError::Lost { .. }) => return Err(self.line.verdict(&connection).await),
+            answered => answered.map_err(|error| convert::name_container(error, Some(&container)))?,
+        };
         let Outcome::Exec(reply) = outcome else { return Err(self.unexpected(&outcome)) };
-        let ended = self.connection.exec_ended(reply.exec);
+        let ended = connection.exec_ended(reply.exec);
         let terminal = terminal.then(|| files.pop()).flatten();
-        let connection = Arc::clone(&self.connection);
-        Ok(Box::new(ShimExec {
-            pod: self.id.clone(),
-            number: reply.exec,
-            pid: reply.pid,
-            terminal,
-            ended,
-            connection,
-        }))
+        let line = Arc::clone(&self.line);
+        Ok(Box::new(ShimExec { number: reply.exec, pid: reply.pid, terminal, ended, connection, line }))
     }
 
     async fn attach(&self, attach: AttachSpec) -> Result<Attached, LaunchError> {
@@ -388,20 +367,21 @@ impl LivePod for ShimPod {
     async fn close(&self) -> Result<(), LaunchError> {
         self.order(None, Call::Close(Close {})).await?;
         tokio::select! {
-            () = self.connection.gone() => Ok(()),
-            silent = self.connection.silent() => Err(silent),
+            ended = self.line.ended() => ended,
+            silent = self.line.silent() => Err(silent),
         }
     }
 }
 
 /// A process in a container.
 struct ShimExec {
-    pod: PodId,
     number: u64,
     pid: u32,
     terminal: Option<OwnedFd>,
     ended: watch::Receiver<Ended>,
+    /// The shim ends it with this connection.
     connection: Arc<Connection>,
+    line: Arc<Line>,
 }
 
 #[async_trait]
@@ -416,14 +396,17 @@ impl ExecSession for ShimExec {
 
     async fn kill(&self) -> Result<(), LaunchError> {
         let call = Call::KillExec(KillExec { exec: self.number });
-        self.connection.request(call, Vec::new()).await.map(drop)
+        match self.connection.request(call, Vec::new()).await {
+            Err(LaunchError::Lost { .. }) => Err(self.line.verdict(&self.connection).await),
+            answered => answered.map(drop),
+        }
     }
 
     async fn wait(&mut self) -> Result<ExecEnd, LaunchError> {
-        let gone = || LaunchError::Gone { pod: self.pod.clone() };
-        match *self.ended.wait_for(Option::is_some).await.map_err(|_| gone())? {
+        let ended = self.ended.wait_for(Option::is_some).await.ok().and_then(|ended| *ended);
+        match ended {
             Some(end) => Ok(end),
-            None => Err(gone()),
+            None => Err(self.line.verdict(&self.connection).await),
         }
     }
 }

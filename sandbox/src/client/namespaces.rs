@@ -27,7 +27,7 @@ impl ShimPod {
         &self,
         call: wire::MakeNamespaces,
     ) -> Result<Option<UserNamespace>, LaunchError> {
-        let (outcome, files) = self.connection.request(Call::MakeNamespaces(call), Vec::new()).await?;
+        let (outcome, files) = self.line.request(Call::MakeNamespaces(call), Vec::new()).await?;
         match outcome {
             Outcome::MakeNamespaces(reply) => convert::user_namespace(&self.id, &reply, files),
             other => Err(self.unexpected(&other)),

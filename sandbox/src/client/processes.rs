@@ -8,8 +8,10 @@
 //! kernel ends with its shim.
 
 use std::{
+    collections::HashSet,
     fs, io,
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -28,6 +30,8 @@ const LOGGER: &[u8] = b"podhold-logger\n";
 const LAST_LINES: Duration = Duration::from_secs(2);
 /// How long killed processes may take to be gone. One that waits for a disk takes longer, and is left.
 const KILLED: Duration = Duration::from_secs(1);
+/// For how long one look through all processes serves.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// The shim's program and arguments, as `/proc` shows them.
 fn command_line(layout: &Layout, pod: &PodId) -> Vec<u8> {
@@ -49,9 +53,14 @@ pub(super) fn is_shim(layout: &Layout, pod: &PodId, pid: u32) -> Option<OwnedFd>
 }
 
 fn has_command_line(pid: u32, wanted: &[u8]) -> bool {
-    let program = fs::read_link(format!("/proc/{pid}/exe"));
-    let ours = program.is_ok_and(|program| program.as_os_str().as_bytes().starts_with(PROGRAM.as_bytes()));
-    ours && fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == wanted)
+    own_command_line(pid).is_some_and(|line| line == wanted)
+}
+
+/// The command line of a process that runs our program.
+fn own_command_line(pid: u32) -> Option<Vec<u8>> {
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let ours = program.as_os_str().as_bytes().starts_with(PROGRAM.as_bytes());
+    ours.then(|| fs::read(format!("/proc/{pid}/cmdline")).ok()).flatten()
 }
 
 /// The pid of the pod's shim: the one whose parent is no fork of it.
@@ -73,8 +82,38 @@ fn pids() -> io::Result<impl Iterator<Item = u32>> {
     Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
 }
 
+/// The command lines of all shims and their forks, as they were a moment ago.
+///
+/// A pod that has no socket has no shim, unless somebody has deleted it by hand. To look through all processes
+/// for each pod that is removed would cost too much: one look serves all pods of the same moment.
+#[derive(Debug, Default)]
+pub(super) struct Listing(Mutex<Option<(Instant, HashSet<Vec<u8>>)>>);
+
+impl Listing {
+    /// To be called before a shim is started.
+    pub(super) fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether a process with this command line was there a moment ago.
+    fn has(&self, line: &[u8]) -> io::Result<bool> {
+        // Held while it looks: whoever asks meanwhile wants what is found.
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, lines)) = seen.as_ref().filter(|(at, _)| at.elapsed() < MOMENT) {
+            return Ok(lines.contains(line));
+        }
+        let lines: HashSet<Vec<u8>> = pids()?.filter_map(own_command_line).collect();
+        let has = lines.contains(line);
+        *seen = Some((Instant::now(), lines));
+        Ok(has)
+    }
+}
+
 /// Kills the shim and all its forks, except the logger.
-pub(super) fn end_makers(layout: &Layout, pod: &PodId) -> io::Result<()> {
+pub(super) fn end_makers(layout: &Layout, pod: &PodId, listing: &Listing) -> io::Result<()> {
+    if !may_have_any(layout, pod, listing)? {
+        return Ok(());
+    }
     let deadline = Instant::now() + KILLED;
     loop {
         let found = forks(layout, pod, false)?;
@@ -87,7 +126,10 @@ pub(super) fn end_makers(layout: &Layout, pod: &PodId) -> io::Result<()> {
 }
 
 /// Waits for the logger, then kills it.
-pub(super) fn end_logger(layout: &Layout, pod: &PodId) -> io::Result<()> {
+pub(super) fn end_logger(layout: &Layout, pod: &PodId, listing: &Listing) -> io::Result<()> {
+    if !may_have_any(layout, pod, listing)? {
+        return Ok(());
+    }
     let found = forks(layout, pod, true)?;
     if !wait(&found, Instant::now() + LAST_LINES) {
         found.iter().for_each(kill);
@@ -100,10 +142,11 @@ pub(super) fn end_logger(layout: &Layout, pod: &PodId) -> io::Result<()> {
     }
 }
 
+fn may_have_any(layout: &Layout, pod: &PodId, listing: &Listing) -> io::Result<bool> {
+    Ok(layout.shim_socket(pod).exists() || listing.has(&command_line(layout, pod))?)
+}
+
 fn forks(layout: &Layout, pod: &PodId, loggers: bool) -> io::Result<Vec<OwnedFd>> {
-    if !layout.shim_socket(pod).exists() {
-        return Ok(Vec::new());
-    }
     let wanted = command_line(layout, pod);
     let mut found = Vec::new();
     for pid in pids()? {

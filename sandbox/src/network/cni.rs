@@ -16,6 +16,7 @@ mod conf;
 mod error;
 mod lock;
 mod plugin;
+mod process;
 mod turns;
 
 #[cfg(test)]

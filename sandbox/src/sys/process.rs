@@ -84,20 +84,6 @@ pub(crate) fn close_fds_except(keep: &[RawFd]) {
     close_range(next, u32::MAX);
 }
 
-/// Has the child that `command` starts keep the fd `number` open, which must be open when it is started.
-pub(crate) fn hand_on(command: &mut tokio::process::Command, number: RawFd) {
-    let keep = move || {
-        // SAFETY: touches no memory; a number that is not open is EBADF.
-        match unsafe { libc::fcntl(number, libc::F_SETFD, 0) } {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
-    };
-    // SAFETY: between fork and exec of a process with many threads only async-signal-safe calls are
-    // allowed; fcntl(2) is one, and reading errno into an error allocates nothing.
-    unsafe { command.pre_exec(keep) };
-}
-
 /// Marks every fd from `first` on to be closed at exec.
 pub(crate) fn set_close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: this touches no memory and closes nothing now.

@@ -127,7 +127,7 @@ impl Runtime {
 
     /// Gives back what a pod of an earlier boot had; its records stay. Who stops or removes the pod
     /// meanwhile waits for this.
-    async fn release(self: &Arc<Self>, id: PodId) {
+    pub(super) async fn release(self: &Arc<Self>, id: PodId) {
         let (runtime, key) = (Arc::clone(self), id.clone());
         let work = || async move { runtime.give_back(&key).await };
         if let Err(error) = self.under_way.stop_pod.join(id.clone(), work).await {

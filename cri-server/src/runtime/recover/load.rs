@@ -1,7 +1,7 @@
 //! Reads records into the store, with suspicion: what is not as a daemon has written it is reported, and
 //! hides its object alone. Blocks.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
+use std::{fs, path::PathBuf};
 
 use podhold_sandbox::{
     ContainerId, PodId,
@@ -15,7 +15,7 @@ use crate::{
     runtime::{Runtime, damaged::container_names},
     state::{
         Container, ContainerPhase, ContainerRecord, ContainerStatusRecord, Hidden, Pod, PodPhase, PodRecord,
-        Reserve,
+        Reserve, Wait,
     },
 };
 
@@ -73,15 +73,17 @@ impl Runtime {
 
     fn add_loaded(&self, record: PodRecord) -> std::result::Result<(), Wrong> {
         let path = self.layout.pod_record(&record.id);
-        let phase = if record.complete { PodPhase::NotReady } else { PodPhase::Creating };
-        let added = self.store.add_pod(Pod {
-            ips: Vec::new(),
-            record: Arc::new(record),
-            phase,
-            live: None,
-            containers: BTreeSet::new(),
-            updating: Arc::default(),
-        });
+        let mut pod = match (record.complete, self.is_of_earlier_boot(&record)) {
+            (false, _) => Pod::new(record, PodPhase::Creating),
+            (true, true) => Pod::new(record, PodPhase::NotReady),
+            // Until its shim is known to be dead it is as the record says.
+            (true, false) => Pod::new(record, PodPhase::Unanswered),
+        };
+        if pod.phase == PodPhase::Unanswered {
+            pod.ips.clone_from(&pod.record.ips);
+            pod.wait = Some(Wait::new("it was dialled when this daemon started, and has said nothing yet"));
+        }
+        let added = self.store.add_pod(pod);
         match added {
             Reserve::Taken(other) => Err((path, format!("pod {} has the same name", other.record.id))),
             Reserve::New | Reserve::NotReady(_) => Ok(()),
@@ -89,7 +91,7 @@ impl Runtime {
     }
 
     /// A pod's record; `None` when it was never written, and so nothing of the pod was made.
-    fn read_pod_record(&self, id: &PodId) -> std::result::Result<Option<PodRecord>, Wrong> {
+    pub(super) fn read_pod_record(&self, id: &PodId) -> std::result::Result<Option<PodRecord>, Wrong> {
         let (state, run, path) =
             (self.layout.pod_state(id), self.layout.pod_run(id), self.layout.pod_record(id));
         check_directory(state.clone())?;
@@ -113,8 +115,10 @@ impl Runtime {
             return;
         }
         let beneath = check_directory(directory.clone());
+        let mut hidden = false;
         for id in container_names(&self.layout, pod) {
             if let Err((path, reason)) = &beneath {
+                hidden = true;
                 self.report_damage(path.clone(), reason.clone(), Hidden::Container(pod.clone(), id));
                 continue;
             }
@@ -125,12 +129,15 @@ impl Runtime {
                 self.report_damage(path, reason, Hidden::Container(pod.clone(), id));
             }
         }
-        if let Err((path, reason)) = beneath {
+        // Told once for each container it hides, or for itself.
+        if let Err((path, reason)) = beneath
+            && !hidden
+        {
             self.report_damage(path, reason, Hidden::Nothing);
         }
     }
 
-    fn load_container(&self, pod: &PodId, id: &ContainerId) -> std::result::Result<(), Wrong> {
+    pub(super) fn load_container(&self, pod: &PodId, id: &ContainerId) -> std::result::Result<(), Wrong> {
         let state = self.layout.container_state(pod, id);
         check_directory(state.clone())?;
         let Some(owner) = self.store.pod(pod) else { return Ok(()) };
@@ -148,16 +155,14 @@ impl Runtime {
         }
         let asked = record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
         let resources = status.as_ref().map(|status| status.resources.clone()).or(asked).unwrap_or_default();
+        // Of one that has no process any more it is not said that it runs.
+        let runs = self.cgroups.procs(&record.cgroup).is_ok_and(|pids| !pids.is_empty());
+        let started_at = status.as_ref().and_then(|status| status.started_at).filter(|_| runs);
         let phase = match status.and_then(|status| status.ended) {
             Some(ended) => ContainerPhase::Exited(ended),
-            None => ContainerPhase::Unknown,
+            None => ContainerPhase::Unknown { started_at },
         };
-        let loaded = self.store.load_container(Container {
-            record: Arc::new(record),
-            phase,
-            resources,
-            updating: Arc::default(),
-        });
+        let loaded = self.store.load_container(Container::new(record, phase, resources));
         match loaded {
             Reserve::Taken(other) => Err((path, format!("container {} has the same name", other.record.id))),
             Reserve::New | Reserve::NotReady(_) => Ok(()),
@@ -201,7 +206,7 @@ impl Runtime {
     }
 }
 
-fn check_directory(path: PathBuf) -> std::result::Result<(), Wrong> {
+pub(super) fn check_directory(path: PathBuf) -> std::result::Result<(), Wrong> {
     record::check_directory(&path).map_err(|error| (path, words(&error)))
 }
 

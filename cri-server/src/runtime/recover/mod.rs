@@ -7,6 +7,7 @@
 
 mod blank;
 mod boot;
+mod healed;
 mod load;
 mod orphans;
 mod shims;
@@ -100,6 +101,7 @@ impl Runtime {
             }
             Err(reason) => {
                 warn!(pod = %id, reason = %reason, "shim does not answer; asked again in the background");
+                self.still_waits(&id, reason.to_string());
                 self.keep_asking(id);
             }
         }
@@ -129,6 +131,7 @@ impl Runtime {
         if self.store.pod(id).is_some_and(|pod| self.is_of_earlier_boot(&pod.record)) {
             return self.fold_rebooted(id);
         }
+        self.store.pod_is_unheld(id);
         self.fold_unstarted(id);
         self.end_unheld_in_background(id, "the host or its shim ended while nobody looked".to_owned());
     }
@@ -158,7 +161,7 @@ impl Runtime {
         self.store
             .containers_of(id)
             .into_iter()
-            .filter(|container| container.phase == ContainerPhase::Unknown)
+            .filter(|container| matches!(container.phase, ContainerPhase::Unknown { .. }))
     }
 
     /// Whether and when a container was started, as far as a daemon has lived to write that down.

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::super::Runtime;
-use crate::state::{Container, ContainerEvent, ContainerPhase, PodEvent, PodPhase, Run};
+use crate::state::{Container, ContainerEvent, ContainerPhase, PodEvent, PodPhase, Run, Wait};
 
 /// How long a shim that was dialled may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -21,7 +21,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 impl Runtime {
     /// A shim that is there and does not answer may be busy, or of a build that this one cannot talk to:
     /// its containers are not declared dead. Asked again and again, for there is no event to wait for.
-    pub(super) fn keep_asking(self: &Arc<Self>, id: PodId) {
+    pub(in crate::runtime) fn keep_asking(self: &Arc<Self>, id: PodId) {
         let runtime = Arc::clone(self);
         tokio::spawn(async move {
             let mut pause = FIRST_PAUSE;
@@ -29,6 +29,9 @@ impl Runtime {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
                 match runtime.store.pod(&id) {
+                    Some(pod) if pod.phase == PodPhase::Unanswered => {}
+                    Some(pod) if pod.ended || pod.phase == PodPhase::Ready => return,
+                    // It could not be stopped.
                     Some(pod) if pod.live.is_none() && pod.phase == PodPhase::NotReady => {}
                     // Whoever stops it talks to its shim, which listens to the last who has come.
                     Some(pod) if pod.live.is_none() => continue,
@@ -37,13 +40,24 @@ impl Runtime {
                 match runtime.ask_shim(&id).await {
                     Ok(()) => return,
                     Err(LaunchError::Gone { .. }) => break,
-                    Err(reason) => warn!(pod = %id, reason = %reason, "shim still does not answer"),
+                    Err(reason) => {
+                        warn!(pod = %id, reason = %reason, "shim still does not answer");
+                        runtime.still_waits(&id, reason.to_string());
+                    }
                 }
             }
             let folded = tokio::task::spawn_blocking(move || runtime.fold_dead(&id));
             if let Err(error) = folded.await {
                 warn!(%error, "exits not read");
             }
+        });
+    }
+
+    /// Keeps why a pod waits for its shim, for who asks.
+    pub(in crate::runtime) fn still_waits(&self, id: &PodId, reason: String) {
+        self.store.change_pod(id, |pod| match &mut pod.wait {
+            Some(wait) => wait.reason = reason,
+            none => *none = Some(Wait::new(reason)),
         });
     }
 
@@ -57,6 +71,7 @@ impl Runtime {
             })??;
         self.store.change_pod(id, |pod| {
             pod.live = Some(open.pod);
+            pod.wait = None;
             pod.ips.clone_from(&pod.record.ips);
         });
         self.store.pod_event(id, PodEvent::Found);
@@ -64,7 +79,7 @@ impl Runtime {
             self.fold(&container.id, container.state);
         }
         for container in self.store.containers_of(id) {
-            if container.phase == ContainerPhase::Unknown {
+            if matches!(container.phase, ContainerPhase::Unknown { .. }) {
                 self.fold_unlisted(container).await;
             }
         }
@@ -73,7 +88,7 @@ impl Runtime {
     }
 
     /// A container that the pod's shim does not know: it has been deleted there already, or was never started.
-    async fn fold_unlisted(self: &Arc<Self>, container: Container) {
+    pub(super) async fn fold_unlisted(self: &Arc<Self>, container: Container) {
         let runtime = Arc::clone(self);
         let folded = tokio::task::spawn_blocking(move || {
             let (started, started_at) = runtime.start_kept(&container);
@@ -88,7 +103,7 @@ impl Runtime {
         }
     }
 
-    fn fold(self: &Arc<Self>, id: &ContainerId, state: KnownState) {
+    pub(super) fn fold(self: &Arc<Self>, id: &ContainerId, state: KnownState) {
         match state {
             KnownState::Running(started) => {
                 let run = Run { pid: started.pid, started_at: started.at };

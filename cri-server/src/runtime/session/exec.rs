@@ -109,7 +109,8 @@ async fn run(
 
 async fn kill(session: &dyn ExecSession) -> std::result::Result<(), LaunchError> {
     match session.kill().await {
-        Err(LaunchError::Gone { .. }) => Ok(()),
+        // A command ends with the connection on which it was asked for.
+        Err(LaunchError::Gone { .. } | LaunchError::Lost { .. }) => Ok(()),
         result => result,
     }
 }

@@ -34,7 +34,7 @@ impl Runtime {
             .and_then(|id| self.store.pod(&id))
             .ok_or_else(|| Error::not_found("pod", pod))?;
         let id = &pod.record.id;
-        if pod.phase != PodPhase::Ready {
+        if !pod.phase.is_up() {
             let phase = pod.phase.name();
             return Err(Error::Precondition(format!("pod {id} is {phase}; only a ready one has ports")));
         }
@@ -52,9 +52,9 @@ impl Runtime {
 
     pub(super) async fn pod_stopped(&self, pod: &str) {
         let ready = PodId::parse(pod).ok().and_then(|id| self.store.pod(&id));
-        match ready.filter(|pod| pod.phase == PodPhase::Ready) {
+        match ready.filter(|pod| pod.phase.is_up()) {
             Some(pod) => {
-                let up = |phase| matches!(phase, PodPhase::Ready | PodPhase::Stopping);
+                let up = |phase| phase == PodPhase::Stopping || PodPhase::is_up(phase);
                 let done = |pod: Option<&Pod>| (!pod.is_some_and(|pod| up(pod.phase))).then_some(());
                 self.store.wait_pod(&pod.record.id, done).await;
             }

@@ -6,7 +6,6 @@ use super::{AttachRequest, ExecRequest, Streams};
 use crate::{
     error::{Error, Result},
     runtime::Runtime,
-    state::PodPhase,
 };
 
 /// Most ports of one request.
@@ -71,7 +70,7 @@ impl Runtime {
             })
         };
         let ports = request.port.iter().enumerate().map(port).collect::<Result<Vec<u16>>>()?;
-        if pod.phase != PodPhase::Ready {
+        if !pod.phase.is_up() {
             let (id, phase) = (&pod.record.id, pod.phase.name());
             return Err(Error::Precondition(format!("pod {id} is {phase}; only a ready one has ports")));
         }

@@ -4,7 +4,7 @@ use super::*;
 
 impl Tar {
     /// A GNU sparse file that ends with `data` after a hole of `hole` bytes.
-    fn sparse(self, name: &str, hole: u64, data: &[u8]) -> Self {
+    pub(super) fn sparse(self, name: &str, hole: u64, data: &[u8]) -> Self {
         // GNU's binary form of a number, which reaches further than octal digits.
         let number = |value: u64| {
             let mut field = [0; 12];
@@ -63,7 +63,10 @@ fn a_layer_nobody_wants_any_more_stops_within_a_hole() {
     let want = Want::default();
     let (root, wanted) = (OwnedFd::from(fs::File::open(dir.path()).unwrap()), want.watched());
     let expected = Expected { limits: Limits { bytes: u64::MAX, ..limits() }, ..expected(&tar, &tar) };
-    let unpacking = std::thread::spawn(move || unpack(receiver, root, &expected, &wanted));
+    let unpacking = std::thread::spawn(move || {
+        let arriving = Arriving { pieces: receiver, kept: &mut KeepNothing };
+        unpack(arriving, root, &expected, &wanted)
+    });
     while !dir.path().join("endless").exists() {
         std::thread::yield_now();
     }

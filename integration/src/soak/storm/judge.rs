@@ -145,7 +145,7 @@ impl Ledger {
             before(facts.remove.done, begun) || self.pod_removed(facts, begun),
             "it was removed before",
         )?;
-        if let Some(told) = seen.ended.filter(|told| !self.forgotten(facts, told.0)) {
+        if let Some(told) = seen.ended {
             let known = facts.ended.unwrap_or(told);
             wrong_if(known != told, &format!("it had ended with {known:?} (code, time)"))?;
             wrong_if(!codes(&facts.name).contains(&told.0), "nothing ends it with this code")?;
@@ -258,14 +258,6 @@ impl Ledger {
         facts.stop.begun.is_some() || pod || itself
     }
 
-    /// Whether how it ended may be known no more: its removal, which deletes that first, was cut short by a
-    /// kill.
-    fn forgotten(&self, facts: &ContainerFacts, code: i32) -> bool {
-        let pod = self.pods.get(&facts.pod).and_then(|pod| pod.remove.begun);
-        let removal = [facts.remove.begun, pod].into_iter().flatten().min();
-        code == 255 && removal.is_some_and(|begun| self.kills.iter().any(|(kill, _)| *kill > begun))
-    }
-
     fn may_be_gone(&self, facts: &ContainerFacts) -> bool {
         let pod = self.pods.get(&facts.pod).is_some_and(|pod| pod.remove.begun.is_some());
         facts.remove.begun.is_some() || pod
@@ -337,25 +329,25 @@ mod tests {
     }
 
     #[test]
-    fn how_it_ended_is_forgotten_only_by_a_removal_that_a_kill_has_cut_short() {
-        let unknown = || {
+    fn how_it_ended_is_known_even_when_its_removal_was_cut_short() {
+        let mut ledger = with_container();
+        answer(&mut ledger, What::Start("C".into()), Reply::Done).unwrap();
+        answer(&mut ledger, What::Stop("C".into(), 0), Reply::Done).unwrap();
+        let _under_way = ledger.begin(What::Remove("C".into()));
+        ledger.kill();
+        ledger.up_again();
+        let told = |code| {
             let (id, pod, name) = ("C".into(), "P".into(), "sleeps".into());
-            let ended = Some((255, 9));
-            Reply::Container(ContainerSeen { id, pod, name, state: Some(State::Exited), ended })
+            Reply::Container(ContainerSeen {
+                id,
+                pod,
+                name,
+                state: Some(State::Exited),
+                ended: Some((code, 9)),
+            })
         };
-        let ended = |removed: bool| {
-            let mut ledger = with_container();
-            answer(&mut ledger, What::Start("C".into()), Reply::Done).unwrap();
-            answer(&mut ledger, What::Stop("C".into(), 0), Reply::Done).unwrap();
-            if removed {
-                let _under_way = ledger.begin(What::Remove("C".into()));
-            }
-            ledger.kill();
-            ledger.up_again();
-            answer(&mut ledger, What::Status("C".into()), unknown())
-        };
-        assert!(ended(false).is_err());
-        ended(true).unwrap();
+        assert!(answer(&mut ledger, What::Status("C".into()), told(255)).is_err());
+        answer(&mut ledger, What::Status("C".into()), told(137)).unwrap();
     }
 
     #[test]

@@ -5,18 +5,17 @@
 //! is its own business, but holds up nobody.
 
 use std::{
+    ffi::OsString,
     fmt, io,
-    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
+    process::ExitStatus,
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Map, Value};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    process::Child,
     time::timeout,
 };
 
@@ -24,8 +23,8 @@ use super::{
     CniError,
     conf::{NetworkList, Plugin},
     lock::Held,
+    process::{self, Process},
 };
-use crate::sys;
 
 const MOST_OUTPUT: u64 = 1 << 20;
 const KEPT_STDERR: usize = 4096;
@@ -149,12 +148,12 @@ impl Runner {
         };
         let input =
             serde_json::to_vec(netconf).map_err(io::Error::from).map_err(failed("encode its input"))?;
-        let mut child = self.spawn(call, &program, lock).await.map_err(failed("start it"))?;
+        let mut plugin = self.spawn(call, &program, lock).await.map_err(failed("start it"))?;
         let mut said = Said::default();
-        let ended = timeout(limit, converse(&mut child, &input, &mut said)).await;
+        let ended = timeout(limit, converse(&mut plugin, &input, &mut said)).await;
         if !matches!(ended, Ok(Ok(_))) {
-            // It was killed. Dropped before it is reaped, it would stay a zombie until another child ends.
-            let _sleeps_in_the_kernel = timeout(REAP, child.wait()).await;
+            plugin.kill();
+            let _sleeps_in_the_kernel = timeout(REAP, plugin.wait()).await;
         }
         match ended {
             Err(_) => Err(CniError::TimedOut {
@@ -171,82 +170,41 @@ impl Runner {
     }
 
     /// A program that is just being installed is busy for a moment; the kernel has no event for its end.
-    async fn spawn(&self, call: &Call, program: &Path, lock: Option<&Held>) -> io::Result<Child> {
+    async fn spawn(&self, call: &Call, program: &Path, lock: Option<&Held>) -> io::Result<Process> {
         for _ in 0..BUSY_TRIES {
-            match start(self.command(call, program), lock).await {
+            match start(self.environment(call), program, lock).await {
                 Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
                 other => return other,
             }
             tokio::time::sleep(BUSY_PAUSE).await;
         }
-        start(self.command(call, program), lock).await
+        start(self.environment(call), program, lock).await
     }
 
-    fn command(&self, call: &Call, program: &Path) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new(program);
-        let path = std::env::join_paths(&self.dirs).unwrap_or_default();
-        command
-            .env("CNI_COMMAND", call.command.as_str())
-            .env("CNI_CONTAINERID", &call.container)
-            .env("CNI_NETNS", &call.netns)
-            .env("CNI_IFNAME", &call.interface)
-            .env("CNI_ARGS", &call.args)
-            .env("CNI_PATH", path)
-            // Meant for this process alone.
-            .env_remove("NOTIFY_SOCKET")
-            .env_remove("WATCHDOG_PID")
-            .env_remove("WATCHDOG_USEC")
-            .env_remove("LISTEN_FDS")
-            .env_remove("LISTEN_PID")
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true);
-        if std::env::var_os("PATH").is_none() {
-            command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        }
-        command
+    /// CNI specification, "Parameters".
+    fn environment(&self, call: &Call) -> Vec<(OsString, OsString)> {
+        process::environment(vec![
+            ("CNI_COMMAND".as_ref(), call.command.as_str().into()),
+            ("CNI_CONTAINERID".as_ref(), call.container.clone().into()),
+            ("CNI_NETNS".as_ref(), call.netns.clone().into()),
+            ("CNI_IFNAME".as_ref(), call.interface.clone().into()),
+            ("CNI_ARGS".as_ref(), call.args.clone().into()),
+            ("CNI_PATH".as_ref(), std::env::join_paths(&self.dirs).unwrap_or_default()),
+        ])
     }
 }
 
 /// Starts a plugin where it may block: until the program is executed nothing else happens on the thread that
 /// starts it, and on a busy machine that takes a while. One whose caller has gone meanwhile is killed.
-async fn start(mut command: tokio::process::Command, lock: Option<&Held>) -> io::Result<Child> {
+async fn start(
+    environment: Vec<(OsString, OsString)>,
+    program: &Path,
+    lock: Option<&Held>,
+) -> io::Result<Process> {
     // Its own, so that the number means this file although the caller may be gone.
-    let lock = lock.map(Held::copy).transpose()?;
-    let started = tokio::task::spawn_blocking(move || {
-        if let Some(lock) = &lock {
-            sys::hand_on(&mut command, lock.as_raw_fd());
-        }
-        let child = command.spawn()?;
-        Ok((Group::of(&child), child))
-    });
-    let (mut group, child) = started.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
-    group.release();
-    Ok(child)
-}
-
-/// Kills the plugin's process group when dropped, unless released.
-struct Group(Option<Pid>);
-
-impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
-    }
-
-    fn release(&mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            let _ended_already = kill_process_group(group, Signal::KILL);
-        }
-    }
+    let (lock, program) = (lock.map(Held::copy).transpose()?, program.to_owned());
+    let started = tokio::task::spawn_blocking(move || Process::start(&program, &environment, lock.as_ref()));
+    started.await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// What a plugin has written so far.
@@ -257,10 +215,8 @@ struct Said {
 }
 
 /// Writes the input, reads both outputs, waits for the end.
-async fn converse(child: &mut Child, input: &[u8], said: &mut Said) -> io::Result<ExitStatus> {
-    // Dropped before the child is reaped, so that the group's number still belongs to it.
-    let mut group = Group::of(child);
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+async fn converse(plugin: &mut Process, input: &[u8], said: &mut Said) -> io::Result<ExitStatus> {
+    let (stdin, stdout, stderr) = (plugin.stdin.take(), plugin.stdout.take(), plugin.stderr.take());
     let talk = async {
         let write = async {
             if let Some(mut stdin) = stdin {
@@ -279,13 +235,10 @@ async fn converse(child: &mut Child, input: &[u8], said: &mut Said) -> io::Resul
     let status = tokio::select! {
         talked = &mut talk => {
             talked?;
-            let status = child.wait().await?;
-            group.release();
-            return Ok(status);
+            return plugin.wait().await;
         }
-        status = child.wait() => status?,
+        status = plugin.wait() => status?,
     };
-    group.release();
     if let Ok(talked) = timeout(DRAIN, talk).await {
         talked?;
     }

@@ -2,10 +2,7 @@
 
 use std::{
     fs,
-    os::{
-        fd::AsRawFd,
-        unix::fs::{OpenOptionsExt, PermissionsExt},
-    },
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
     time::{Duration, Instant},
 };
@@ -13,7 +10,7 @@ use std::{
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::*;
+use super::{process::Process, *};
 
 /// A CNI installation in a directory of its own. Plugins are shell scripts; each call is a line in `log`.
 struct Site {
@@ -355,11 +352,14 @@ async fn plugins_of_an_earlier_client_are_waited_for_and_then_killed() {
     let file =
         fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).unwrap();
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let mut command = tokio::process::Command::new("sh");
-    command.args(["-c", "CNI_COMMAND=ADD setsid bin/one </dev/null >/dev/null 2>&1 &"]);
-    command.current_dir(site.dir.path());
-    crate::sys::hand_on(&mut command, file.as_raw_fd());
-    command.spawn().unwrap().wait().await.unwrap();
+    site.plugin(
+        "daemon",
+        &format!("cd {}; setsid bin/one </dev/null >/dev/null 2>&1 &", site.dir.path().display()),
+    );
+    let environment = process::environment(vec![("CNI_COMMAND".as_ref(), "ADD".into())]);
+    let mut daemon = Process::start(&site.path("bin/daemon"), &environment, Some(&file)).unwrap();
+    daemon.stdin = None;
+    daemon.wait().await.unwrap();
     drop(file);
     while !site.path("pid").exists() {
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -1,0 +1,302 @@
+//! One layer under way: a task of its own, shared by every pull that wants it and ended when the last of them
+//! is gone.
+//!
+//! Invariant: a layer counts only as a whole that has the digests it must have, however its bytes came together.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, Weak},
+};
+
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::AbortHandle,
+};
+
+use super::{
+    activity::add,
+    partial::{Partial, Partials},
+    progress::LayerStage,
+};
+use crate::{
+    Inner,
+    digest::{ChainId, Digest},
+    error::{ErrorKind, ImageError},
+    manifest::Blob,
+    registry::{Session, Wish},
+    store::layers::{Ingest, LayerRecord, Layers},
+    unpack::{self, Arriving, Expected, KeepNothing, Kept, Limits, Piece, Unpacked, Want, Wanted},
+};
+
+/// Pieces of a blob between network and unpacker; each is at most what hyper reads at once (400 KiB).
+const PIECES: usize = 6;
+
+/// Layers under way.
+pub(crate) struct Underway {
+    tasks: Mutex<HashMap<ChainId, Weak<LayerTask>>>,
+    permits: Semaphore,
+    limits: Limits,
+    pub(crate) partials: Arc<Partials>,
+}
+
+impl Underway {
+    pub(crate) fn new(parallel: usize, limits: Limits, partials: Arc<Partials>) -> Self {
+        Self { tasks: Mutex::default(), permits: Semaphore::new(parallel.max(1)), limits, partials }
+    }
+
+    /// Bounds on one unpacked layer.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+}
+
+/// Where a layer under way stands.
+#[derive(Clone, Default)]
+pub(super) struct LayerState {
+    pub(super) stage: LayerStage,
+    pub(super) received: u64,
+    pub(super) resumed: u64,
+    pub(super) outcome: Option<Result<(), ImageError>>,
+}
+
+/// A layer under way; dropped by the last pull that wants it.
+pub(super) struct LayerTask {
+    state: watch::Receiver<LayerState>,
+    abort: AbortHandle,
+}
+
+impl Drop for LayerTask {
+    fn drop(&mut self) {
+        self.abort.abort();
+    }
+}
+
+impl LayerTask {
+    pub(super) fn state(&self) -> LayerState {
+        self.state.borrow().clone()
+    }
+
+    /// Waits for its end; does not keep it going.
+    pub(super) fn done(&self) -> impl Future<Output = Result<(), ImageError>> + Send + use<> {
+        let mut state = self.state.clone();
+        async move {
+            let finished = state.wait_for(|state| state.outcome.is_some()).await;
+            let outcome = finished.ok().and_then(|state| state.outcome.clone());
+            outcome.unwrap_or_else(|| Err(ImageError::Cancelled("layer".to_owned())))
+        }
+    }
+}
+
+/// One layer to be made.
+#[derive(Clone)]
+pub(super) struct LayerJob {
+    pub(super) blob: Blob,
+    pub(super) diff_id: Digest,
+    /// The chain ids of the layers below, nearest first.
+    pub(super) lowers: Vec<ChainId>,
+    pub(super) chain: ChainId,
+}
+
+/// The task that makes a layer; true when it was started here.
+pub(super) fn join_or_start(
+    inner: &Arc<Inner>,
+    session: &Arc<Session>,
+    job: &LayerJob,
+    parent: Option<Arc<LayerTask>>,
+) -> (Arc<LayerTask>, bool) {
+    let mut tasks = inner.underway.tasks.lock().expect("no panics under this lock");
+    let known = tasks.get(&job.chain).and_then(Weak::upgrade);
+    if let Some(task) = known.filter(|task| !matches!(task.state.borrow().outcome, Some(Err(_)))) {
+        return (task, false);
+    }
+    tasks.retain(|_, task| task.strong_count() > 0);
+    let (sender, state) = watch::channel(LayerState::default());
+    let making =
+        Making { inner: Arc::clone(inner), session: Arc::clone(session), job: job.clone(), state: sender };
+    let handle = tokio::spawn(async move {
+        let outcome = making.run(parent).await;
+        making.state.send_modify(|state| state.outcome = Some(outcome));
+    });
+    let task = Arc::new(LayerTask { state, abort: handle.abort_handle() });
+    tasks.insert(job.chain.clone(), Arc::downgrade(&task));
+    (task, true)
+}
+
+/// A layer being made.
+struct Making {
+    inner: Arc<Inner>,
+    session: Arc<Session>,
+    job: LayerJob,
+    state: watch::Sender<LayerState>,
+}
+
+/// How one attempt at a layer ended.
+enum Attempt {
+    Unpacked(Ingest, Unpacked),
+    /// The content is wrong, and not all of it came in one answer of the registry.
+    PiecedTogetherWrong(ImageError),
+}
+
+impl Making {
+    async fn run(&self, parent: Option<Arc<LayerTask>>) -> Result<(), ImageError> {
+        let Self { inner, job, .. } = self;
+        let permit = inner.underway.permits.acquire().await.map_err(|_| self.cancelled())?;
+        let (ingest, unpacked) = match self.attempt(true).await? {
+            Attempt::Unpacked(ingest, unpacked) => (ingest, unpacked),
+            Attempt::PiecedTogetherWrong(error) => {
+                tracing::warn!(
+                    image = %self.session.reference, layer = %job.blob.digest, %error,
+                    "layer was pieced together and is wrong; it is fetched anew"
+                );
+                add(&inner.counters.refetched, 1);
+                match self.attempt(false).await? {
+                    Attempt::Unpacked(ingest, unpacked) => (ingest, unpacked),
+                    Attempt::PiecedTogetherWrong(error) => return Err(error),
+                }
+            }
+        };
+        drop(permit);
+        let (ingest, unpacked) = match &parent {
+            _ if unpacked.links.is_empty() => (ingest, unpacked),
+            None => self.borrow(ingest, unpacked).await?,
+            Some(parent) => {
+                parent.done().await?;
+                self.borrow(ingest, unpacked).await?
+            }
+        };
+        let blob = (job.blob.digest.clone(), job.blob.size);
+        let record = LayerRecord::new(job.chain.clone(), job.diff_id.clone(), blob, &unpacked);
+        let lowers = job.lowers.clone();
+        // Layers are sealed side by side, so that one sync serves many; one that must look into the layers below
+        // waits for these first.
+        if let Some(parent) = parent.as_ref().filter(|_| !unpacked.implicit.is_empty()) {
+            parent.done().await?;
+        }
+        let sealing = tokio::task::spawn_blocking(move || ingest.seal(record, &unpacked, &lowers));
+        let sealed = sealing.await.map_err(|_| self.cancelled())??;
+        if let Some(parent) = parent {
+            parent.done().await?;
+        }
+        let committed = tokio::task::spawn_blocking(move || sealed.commit());
+        committed.await.map_err(|_| self.cancelled())??;
+        add(&inner.counters.layers, 1);
+        Ok(())
+    }
+
+    fn cancelled(&self) -> ImageError {
+        ImageError::Cancelled(self.session.reference.to_string())
+    }
+
+    /// Fetches and unpacks the layer. `resume`: what an earlier pull kept may be used.
+    async fn attempt(&self, resume: bool) -> Result<Attempt, ImageError> {
+        let Self { inner, session, job, state } = self;
+        let (digest, size) = (job.blob.digest.clone(), job.blob.size);
+        let partials = Arc::clone(&inner.underway.partials);
+        let taken = tokio::task::spawn_blocking(move || {
+            let partial = partials.take(&digest, size)?;
+            match resume {
+                true => Some(partial),
+                false => {
+                    partial.discard();
+                    partials.take(&digest, size)
+                }
+            }
+        });
+        let partial = taken.await.map_err(|_| self.cancelled())?;
+        let from = partial.as_ref().map_or(0, Partial::held);
+        if from > 0 {
+            tracing::info!(image = %session.reference, layer = %job.blob.digest, from, size, "layer goes on");
+            add(&inner.counters.resumed, from);
+        }
+        state.send_modify(|state| {
+            (state.stage, state.received, state.resumed) = (LayerStage::Downloading, from, from);
+        });
+        let (pieces, arriving) = mpsc::channel(PIECES);
+        let want = Want::default();
+        let unpacking = self.unpacking(arriving, partial, want.watched());
+        let moved = |received: u64| {
+            state.send_modify(|state| {
+                add(&inner.counters.fetched, received.saturating_sub(state.received));
+                state.received = received;
+            });
+        };
+        let wish = Wish { digest: &job.blob.digest, size: job.blob.size, from };
+        let downloaded = session.download(&wish, &pieces, &moved).await;
+        drop(pieces);
+        state.send_modify(|state| state.stage = LayerStage::Unpacking);
+        let unpacked = unpacking.await.map_err(|_| self.cancelled())?;
+        drop(want);
+        // When the download failed, the unpacker's own error is only that its input ended.
+        match (downloaded, unpacked) {
+            (Err(error), _) => Err(error),
+            (Ok(_), Ok((ingest, unpacked))) => Ok(Attempt::Unpacked(ingest, unpacked)),
+            (Ok(answers), Err(error)) => {
+                let pieced = from > 0 || answers > 1;
+                let wrong = matches!(&error, ImageError::Layer { .. }) && error.kind() == ErrorKind::DataLoss;
+                if resume && pieced && wrong { Ok(Attempt::PiecedTogetherWrong(error)) } else { Err(error) }
+            }
+        }
+    }
+
+    /// Makes the hard links to files of the layers below, which are complete.
+    async fn borrow(&self, ingest: Ingest, mut unpacked: Unpacked) -> Result<(Ingest, Unpacked), ImageError> {
+        let lowers = self.job.lowers.clone();
+        let (reference, layer) = (self.session.reference.to_string(), self.job.blob.digest.clone());
+        let borrowing = tokio::task::spawn_blocking(move || match ingest.borrow(&mut unpacked, &lowers) {
+            Ok(()) => Ok((ingest, unpacked)),
+            Err(source) => {
+                ingest.discard();
+                Err(ImageError::Layer { reference, layer, source: Arc::new(source) })
+            }
+        });
+        borrowing.await.map_err(|_| self.cancelled())?
+    }
+
+    /// Unpacks what arrives, on a thread that may block.
+    fn unpacking(
+        &self,
+        arriving: mpsc::Receiver<Piece>,
+        partial: Option<Partial>,
+        wanted: Wanted,
+    ) -> tokio::task::JoinHandle<Result<(Ingest, Unpacked), ImageError>> {
+        let expected = Expected {
+            digest: self.job.blob.digest.clone(),
+            size: self.job.blob.size,
+            diff_id: self.job.diff_id.clone(),
+            limits: self.inner.underway.limits.clone(),
+        };
+        let (layers, reference) = (Arc::clone(&self.inner.store.layers), self.session.reference.to_string());
+        tokio::task::spawn_blocking(move || {
+            unpack_layer(&layers, (arriving, partial), (&expected, &wanted), reference)
+        })
+    }
+}
+
+/// Unpacks a layer; on failure nothing of it remains but what was kept of its blob, unless that is wrong. Blocks.
+fn unpack_layer(
+    layers: &Arc<Layers>,
+    (pieces, mut partial): (mpsc::Receiver<Piece>, Option<Partial>),
+    (expected, wanted): (&Expected, &Wanted),
+    reference: String,
+) -> Result<(Ingest, Unpacked), ImageError> {
+    let ingest = layers.begin()?;
+    let root = ingest.root()?;
+    let kept: &mut dyn Kept = match &mut partial {
+        Some(partial) => partial,
+        None => &mut KeepNothing,
+    };
+    let unpacked = unpack::unpack(Arriving { pieces, kept }, root, expected, wanted);
+    let of_use = matches!(&unpacked, Err(error) if error.kind() != ErrorKind::DataLoss);
+    match partial {
+        Some(partial) if !of_use => partial.discard(),
+        other => drop(other),
+    }
+    match unpacked {
+        Ok(unpacked) => Ok((ingest, unpacked)),
+        Err(source) => {
+            ingest.discard();
+            let layer = expected.digest.clone();
+            Err(ImageError::Layer { reference, layer, source: Arc::new(source) })
+        }
+    }
+}
