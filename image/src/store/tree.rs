@@ -291,27 +291,40 @@ fn describe(dir: BorrowedFd<'_>, name: &OsStr, content: &Content<'_>) -> Result<
 fn attributes(dir: BorrowedFd<'_>, name: &OsStr) -> Result<u128, Errno> {
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name.as_bytes());
-    let length = match rustix::fs::llistxattr(path.as_slice(), &mut [0_u8; 0][..]) {
-        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(0),
+    let list = read_up_to_limit(|buffer| rustix::fs::llistxattr(path.as_slice(), buffer));
+    let list = match list {
+        Err(Errno::OPNOTSUPP) => return Ok(0),
         other => other?,
     };
-    let mut list = vec![0_u8; length.max(ATTRIBUTES)];
-    let length = rustix::fs::llistxattr(path.as_slice(), list.as_mut_slice())?;
-    let mut names: Vec<&[u8]> =
-        list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    let mut names: Vec<&[u8]> = list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
     names.retain(|name| *name != FOREIGN);
     names.sort_unstable();
     if names.is_empty() {
         return Ok(0);
     }
-    let (mut hash, mut value) = (XxHash3_128::new(), vec![0_u8; ATTRIBUTES]);
+    let mut hash = XxHash3_128::new();
     for name in names {
-        let length = rustix::fs::lgetxattr(path.as_slice(), name, value.as_mut_slice())?;
-        for part in [name, &[0], &value[..length], &length.to_le_bytes()] {
+        let value = read_up_to_limit(|buffer| rustix::fs::lgetxattr(path.as_slice(), name, buffer))?;
+        for part in [name, &[0], &value, &value.len().to_le_bytes()] {
             hash.write(part);
         }
     }
     Ok(hash.finish_128())
+}
+
+/// What `read` puts into a buffer: mostly little or nothing.
+fn read_up_to_limit(mut read: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut few = [0; 512];
+    match read(&mut few) {
+        Ok(length) => Ok(few[..length].to_vec()),
+        Err(Errno::RANGE) => {
+            let mut most = vec![0; ATTRIBUTES];
+            let length = read(&mut most)?;
+            most.truncate(length);
+            Ok(most)
+        }
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Reads a file, holes as zeros.
@@ -458,6 +471,36 @@ mod tests {
                 "{found:?}, not {expected:?}"
             );
         }
+    }
+
+    #[test]
+    fn holes_are_zeros_and_what_was_not_noted_is_read() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("fs");
+        fs::create_dir(&root).unwrap();
+        let make = |name: &str| {
+            let file = fs::File::create(root.join(name)).unwrap();
+            file.set_len(3 << 20).unwrap();
+            file.write_all_at(b"data", (1 << 20) + 7).unwrap();
+            file
+        };
+        let (noted, unnoted) = (make("noted"), make("unnoted"));
+        let mut contents = Contents::default();
+        let whole = fs::read(root.join("noted")).unwrap();
+        contents.note(noted.metadata().unwrap().ino(), XxHash3_128::oneshot(&whole));
+        let (open_root, place) = (open(&root), dir.path().join("tree"));
+        let hash = write(&open_root, &contents.sorted(), &place).unwrap();
+        assert_eq!(compare(&open_root, (&place, &hash), 9).unwrap(), (Vec::new(), 0));
+        for file in [noted, unnoted] {
+            let time = file.metadata().unwrap().modified().unwrap();
+            file.write_all_at(b"x", 2 << 20).unwrap();
+            file.set_modified(time).unwrap();
+        }
+        let (differences, _) = compare(&open_root, (&place, &hash), 9).unwrap();
+        let told: Vec<_> =
+            differences.iter().map(|found| (found.path.as_str(), found.what.as_str())).collect();
+        assert_eq!(told, [("/noted", "other content"), ("/unnoted", "other content")]);
     }
 
     #[test]
