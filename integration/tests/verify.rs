@@ -17,8 +17,10 @@ use podhold_integration::{
 };
 
 const LAYERS: &str = "127.0.0.1:5000/layers:1";
+/// It has files with holes, and hard links to files of layers below.
+const NASTY: &str = "127.0.0.1:5000/nasty:1";
 
-/// Runs `podhold image verify` on the state of a daemon that does not run.
+/// Runs `podhold image verify`: by the daemon where it runs, else on its state.
 async fn verify(rig: &Rig, words: &[&str]) -> Output {
     let (program, config) = (programs::built("podhold"), rig.places.config());
     let program = [program.display().to_string(), "image".into(), "verify".into(), "--config".into()];
@@ -52,14 +54,16 @@ fn rot(file: &Path) {
 async fn what_has_changed_is_told_and_fetched_again_while_a_container_goes_on() {
     let mut rig = rig!();
     rig.cri().pull(LAYERS).await.unwrap();
+    rig.cri().pull(NASTY).await.unwrap();
     let config = rig.pod("verified");
     let pod = rig.cri().run_pod(&config).await.unwrap();
     let mut container = configs::container("reader", LAYERS, &["-c", "sleep 100000"]);
     container.command = vec!["/bin/sh".into()];
     let container = rig.run(&pod, &config, &container).await;
     rig.cri().exec_well(&container, &["/bin/cat", "/data/owned"]).await.unwrap();
+    let good = verify(&rig, &[]).await;
+    assert!(good.code == 0 && good.stdout.contains(" 0 not right"), "{good:?}");
     assert_eq!(rig.daemon.stop(&rig.machine).await.unwrap(), 0);
-
     let good = verify(&rig, &[]).await;
     assert!(good.code == 0 && good.stdout.contains(" 0 not right"), "{good:?}");
 
@@ -123,5 +127,12 @@ async fn a_layer_that_cannot_be_fetched_again_stays_as_it_is() {
     assert!(mended.code == 0 && mended.stdout.contains("2 fetched again, 0 not right"), "{mended:?}");
     assert_eq!(places(&rig).len(), before.len(), "nobody had them mounted");
     rig.restart_stopped().await;
+    let (_, file) = with(&rig, "data/owned");
+    rot(&file);
+    let told = verify(&rig, &[]).await;
+    assert!(told.code == 1 && told.stdout.contains("/data/owned: other content"), "by the daemon: {told:?}");
+    let mended = verify(&rig, &["--repair"]).await;
+    assert!(mended.code == 0 && mended.stdout.contains("1 fetched again, 0 not right"), "{mended:?}");
+    assert_eq!(places(&rig).len(), before.len());
     rig.finish().await;
 }

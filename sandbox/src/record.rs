@@ -1,8 +1,8 @@
 //! Small records on disk: written whole or not at all, read with bounds and with suspicion.
 //!
 //! Invariant: a file at a record's path is a complete record in an envelope that names its version,
-//! `{"version":1,"data":…}`, that its writer owns and nobody else may write. Nothing is synced: a record survives the death of every process, not the
-//! loss of power.
+//! `{"version":1,"data":…}`, that its writer owns and nobody else may write. A record survives the death of every process; the loss of
+//! power only when it was written by [`write_synced`].
 
 use std::{
     cmp::Ordering,
@@ -66,6 +66,25 @@ struct VersionOnly {
 /// Writes a record with mode 0600 in place of what was there. The directory must exist, and one writer
 /// at a time writes a path.
 pub fn write(path: &Path, data: &impl Serialize) -> Result<(), RecordError> {
+    put(path, data, |_| Ok(()))
+}
+
+/// The same for a record that a loss of power must leave whole: the earlier one, or this once it is written.
+pub fn write_synced(path: &Path, data: &impl Serialize) -> Result<(), RecordError> {
+    put(path, data, File::sync_all)?;
+    let directory = File::open(path.parent().unwrap_or(path)).and_then(|directory| directory.sync_all());
+    directory.map_err(|source| RecordError::Io {
+        path: path.to_owned(),
+        operation: "sync its directory",
+        source,
+    })
+}
+
+fn put(
+    path: &Path,
+    data: &impl Serialize,
+    sync: impl Fn(&File) -> io::Result<()>,
+) -> Result<(), RecordError> {
     let bytes = serde_json::to_vec(&Envelope { version: VERSION, data })
         .map_err(|error| RecordError::Invalid { path: path.to_owned(), reason: error.to_string() })?;
     let failed = |operation| move |source| RecordError::Io { path: path.to_owned(), operation, source };
@@ -81,6 +100,7 @@ pub fn write(path: &Path, data: &impl Serialize) -> Result<(), RecordError> {
         .open(&temporary)
         .map_err(failed("create"))?;
     let written = file.write_all(&bytes).map_err(failed("write"));
+    let written = written.and_then(|()| sync(&file).map_err(failed("sync")));
     let renamed = written.and_then(|()| fs::rename(&temporary, path).map_err(failed("rename")));
     if renamed.is_err() {
         let _ = fs::remove_file(&temporary);

@@ -15,13 +15,12 @@
 //!
 //! Invariant: a layer in the index is complete, and is not deleted while a [`Lease`] names it.
 
+mod ingest;
+
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt, OpenOptionsExt},
-    },
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -31,18 +30,12 @@ use std::{
 
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::{
-    Usage,
-    blobs::Staging,
-    record,
-    sync::{GroupSync, Writing},
-    trash::Trash,
-    tree,
-};
+pub(crate) use self::ingest::Ingest;
+use super::{Usage, blobs::Staging, record, sync::GroupSync, trash::Trash};
 use crate::{
     digest::{ChainId, Digest},
-    error::{ImageError, UnpackError},
-    unpack::{self, Unpacked},
+    error::ImageError,
+    unpack::Unpacked,
 };
 
 /// What is known about a complete layer; also its record on disk.
@@ -296,6 +289,26 @@ impl Layers {
         Ok(ingest)
     }
 
+    /// Makes a layer count that is in its place. Blocks.
+    fn count(&self, layer: Layer) -> Result<(), ImageError> {
+        let directory = |layer: &Layer| layer.fs.parent().unwrap_or(&layer.fs).to_owned();
+        let mut index = self.index();
+        let chain = layer.record.chain.clone();
+        if index.suspect.contains(&chain)
+            && let Some(wrong) = index.remove(&chain)
+        {
+            index.replaced.push((chain.clone(), directory(&wrong)));
+        }
+        if index.layers.contains_key(&chain) {
+            // A pull and an import have made the same layer at the same time: the first one counts.
+            drop(index);
+            return self.delete(std::iter::once(directory(&layer).as_path()));
+        }
+        index.insert(layer);
+        drop(index);
+        self.discard_replaced()
+    }
+
     /// Deletes every layer that nobody holds. Blocks.
     pub(crate) fn collect(&self) -> Result<(), ImageError> {
         self.collect_among(|_| true)
@@ -365,131 +378,6 @@ impl Index {
         self.usage.bytes -= layer.record.bytes;
         self.usage.inodes -= layer.record.inodes;
         Some(layer)
-    }
-}
-
-/// A layer being made. Dropped before [`Sealed::commit`], nothing of it remains.
-pub(crate) struct Ingest {
-    layers: Arc<Layers>,
-    number: u64,
-    writing: Writing,
-    path: Option<PathBuf>,
-}
-
-impl Ingest {
-    fn path(&self) -> &Path {
-        self.path.as_deref().expect("the path is there until commit or discard consume the value")
-    }
-
-    /// The directory the layer is unpacked into.
-    pub(crate) fn root(&self) -> Result<OwnedFd, ImageError> {
-        open_directory(&self.path().join("fs"))
-    }
-
-    /// Makes the hard links that `unpacked` has to files of the layers below (`lowers`, nearest first), which are
-    /// complete. Blocks.
-    pub(crate) fn borrow(&self, unpacked: &mut Unpacked, lowers: &[ChainId]) -> Result<(), UnpackError> {
-        if unpacked.links.is_empty() {
-            return Ok(());
-        }
-        let failed = |error: ImageError| UnpackError::Io {
-            operation: "look into the layers below".to_owned(),
-            source: io::Error::other(error),
-        };
-        let below = lowers.iter().filter_map(|chain| self.layers.get(chain));
-        let below: Result<Vec<_>, _> = below.map(|layer| open_directory(&layer.fs)).collect();
-        unpack::borrow_files(&self.root().map_err(failed)?, &below.map_err(failed)?, unpacked)
-    }
-
-    /// Deletes what was made. Blocks.
-    pub(crate) fn discard(mut self) {
-        let Some(path) = self.path.take() else { return };
-        if let Err(error) = self.layers.trash.discard(&path) {
-            tracing::warn!(path = %path.display(), %error, "half-made layer not deleted; the next start will");
-        }
-    }
-
-    /// Makes the layer whole on disk: completes its directories from the layers below (`lowers`, nearest
-    /// first; they must be complete when the layer leaves out any), writes its record and syncs the file
-    /// system, together with the other layers that are ready. Nothing is written to it after. Blocks.
-    pub(crate) fn seal(
-        self,
-        mut record: LayerRecord,
-        unpacked: &Unpacked,
-        lowers: &[ChainId],
-    ) -> Result<Sealed, ImageError> {
-        let path = self.path();
-        if !unpacked.implicit.is_empty() {
-            let root = self.root()?;
-            let below: Vec<Layer> = lowers.iter().filter_map(|chain| self.layers.get(chain)).collect();
-            let below = below.iter().map(|layer| open_directory(&layer.fs)).collect::<Result<Vec<_>, _>>()?;
-            unpack::inherit_directories(&root, &unpacked.implicit, &below).map_err(|errno| {
-                ImageError::io(format!("complete the directories of {}", path.display()))(errno.into())
-            })?;
-        }
-        let noted = tree::write(&self.root()?, &unpacked.contents, &path.join("tree"));
-        record.tree = Some(noted.map_err(ImageError::io(format!("note the tree of {}", path.display())))?);
-        let name = path.join("layer.json");
-        let json = serde_json::to_vec(&record)
-            .map_err(|error| ImageError::io("write a layer record")(error.into()))?;
-        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name);
-        let written = file.and_then(|mut file| io::Write::write_all(&mut file, &json));
-        written.map_err(ImageError::io(format!("write {}", name.display())))?;
-        let synced = self.layers.sync.sync(self.writing);
-        synced.map_err(ImageError::io(format!("sync {}", path.display())))?;
-        Ok(Sealed { ingest: self, record })
-    }
-}
-
-/// A layer that is whole on disk and does not count yet. Dropped, nothing of it remains.
-pub(crate) struct Sealed {
-    ingest: Ingest,
-    record: LayerRecord,
-}
-
-impl Sealed {
-    /// Makes the layer count: moves it to its place, for good. Blocks.
-    pub(crate) fn commit(self) -> Result<(), ImageError> {
-        let Self { mut ingest, record } = self;
-        let path = ingest.path().to_owned();
-        let layers = Arc::clone(&ingest.layers);
-        let place = layers.dir.join(ingest.number.to_string());
-        let moved = fs::rename(&path, &place).and_then(|()| record::sync_directory(&layers.dir));
-        moved.map_err(ImageError::io(format!("move {} to {}", path.display(), place.display())))?;
-        ingest.path = None;
-        let mut index = layers.index();
-        if index.suspect.contains(&record.chain)
-            && let Some(wrong) = index.remove(&record.chain)
-        {
-            let path = wrong.fs.parent().unwrap_or(&wrong.fs).to_owned();
-            index.replaced.push((record.chain.clone(), path));
-        }
-        if index.layers.contains_key(&record.chain) {
-            // A pull and an import have made the same layer at the same time: the first one counts.
-            drop(index);
-            return layers.delete(std::iter::once(place.as_path()));
-        }
-        index.insert(Layer { fs: place.join("fs"), record });
-        drop(index);
-        layers.discard_replaced()
-    }
-}
-
-impl Drop for Ingest {
-    fn drop(&mut self) {
-        // Reached when the pull was cancelled: perhaps on a thread that must not block.
-        let Some(path) = self.path.take() else { return };
-        let trash = Arc::clone(&self.layers.trash);
-        let place = path.clone();
-        let work = move || {
-            if let Err(error) = trash.discard(&path) {
-                tracing::warn!(path = %path.display(), %error, "half-made layer not deleted; the next start will");
-            }
-        };
-        if let Err(error) = std::thread::Builder::new().name("discard".to_owned()).spawn(work) {
-            let path = place.display();
-            tracing::warn!(%path, %error, "no thread to delete a half-made layer; the next start will");
-        }
     }
 }
 

@@ -36,7 +36,7 @@ impl Runtime {
 }
 
 /// Whether a file is there and all that was ever written to it is lost: it is empty, or has holes only.
-pub(super) fn is_blank(path: &Path) -> bool {
+fn is_blank(path: &Path) -> bool {
     // Nothing of ours that cannot be read by its own rules is read here.
     if !path.symlink_metadata().is_ok_and(|found| found.is_file()) {
         return false;

@@ -4,14 +4,14 @@
 //! whatever lies in the run directory. Only exit records from there are believed, since a container ends
 //! once and its record is written whole or cannot be read.
 
-use std::{fs, path::Path, sync::Arc, time::Instant};
+use std::{fs, sync::Arc, time::Instant};
 
 use podhold_sandbox::{Layout, PodId, netns, record};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Semaphore, task::JoinSet};
 use tracing::{info, warn};
 
-use super::{super::teardown, blank::is_blank, names};
+use super::{super::teardown, names};
 use crate::{
     error::{Error, Result},
     runtime::{Runtime, blocking},
@@ -48,19 +48,13 @@ impl Boot {
         let (known, damage) = match record::read::<BootRecord>(&path) {
             Ok(record) => (Some(record.id), None),
             Err(error) if error.is_missing() => (None, None),
-            // Lost with the power, so it is of an earlier boot, whichever.
-            Err(_) if is_blank(&path) => (Some(String::new()), None),
             Err(error) => (None, Some(crate::error::chain(&error))),
         };
-        if known.as_ref() != Some(&id) {
-            if let Err(error) = record::write(&path, &BootRecord { id: id.clone() }) {
-                warn!(%error, "boot not kept; the next daemon cannot tell a reboot by it");
-            }
-            // Before any pod is made: a loss of power must be known for one.
-            let sync = |path: &Path| fs::File::open(path)?.sync_all();
-            if let Err(error) = sync(&path).and_then(|()| sync(layout.state())) {
-                warn!(%error, "boot not synced; after a loss of power the next daemon may not tell a reboot by it");
-            }
+        // Synced before any pod is made: a loss of power must be known for a reboot.
+        if known.as_ref() != Some(&id)
+            && let Err(error) = record::write_synced(&path, &BootRecord { id: id.clone() })
+        {
+            warn!(%error, "boot not kept; the next daemon cannot tell a reboot by it");
         }
         let rebooted = known.is_some_and(|known| known != id);
         if rebooted {
