@@ -12,7 +12,7 @@ use podhold_integration::{
 };
 
 /// How many cuts, of two lives.
-const CUTS: usize = 12;
+const CUTS: usize = 8;
 
 #[tokio::test]
 async fn a_power_cut_leaves_whole_images_and_nothing_that_stays() {
