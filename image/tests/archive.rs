@@ -145,7 +145,7 @@ async fn an_imported_image_is_exported_without_its_registry_and_is_the_same_agai
 async fn reopen(dir: &Path) -> Images {
     let config = podhold_image::Config {
         dir: dir.join("images"),
-        hosts_dir: dir.join("certs.d"),
+        hosts_dirs: vec![dir.join("certs.d")],
         ..podhold_image::Config::default()
     };
     Images::open(config).await.unwrap()

@@ -34,7 +34,7 @@ impl Stage {
         let dir = tempfile::tempdir().unwrap();
         let config = Config {
             dir: dir.path().join("images"),
-            hosts_dir: dir.path().join("certs.d"),
+            hosts_dirs: vec![dir.path().join("certs.d")],
             stall_timeout: Duration::from_secs(600),
             resume_worth: Duration::ZERO,
             ..Config::default()
