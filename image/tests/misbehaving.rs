@@ -84,22 +84,22 @@ async fn passing_trouble_is_survived() {
     assert_eq!(ranges, ["", "", "bytes=200000-", "bytes=300000-"], "what arrived is not fetched again");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_manifest_is_refused() {
-    if !is_root() {
-        return;
-    }
+/// The body of a manifest, how it is refused, and what is said.
+type Refused = (Vec<u8>, ErrorKind, &'static str);
+
+/// A manifest without layers, changed.
+fn manifest_with(change: &dyn Fn(&mut serde_json::Value)) -> Vec<u8> {
     let digest = Digest::of(b"x").to_string();
     let config =
         json!({"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": 1});
-    let with = |change: &dyn Fn(&mut serde_json::Value)| {
-        let mut manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []});
-        change(&mut manifest);
-        manifest.to_string().into_bytes()
-    };
-    let nondistributable = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
-    let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
-    let table: Vec<(Vec<u8>, ErrorKind, &str)> = vec![
+    let mut manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []});
+    change(&mut manifest);
+    manifest.to_string().into_bytes()
+}
+
+fn no_manifests() -> Vec<Refused> {
+    let with = manifest_with;
+    vec![
         (b"<html>welcome</html>".to_vec(), ErrorKind::DataLoss, "no manifest"),
         (b"\x00\xff\xfe".to_vec(), ErrorKind::DataLoss, "no manifest"),
         (b"{}".to_vec(), ErrorKind::DataLoss, "damaged"),
@@ -138,6 +138,15 @@ async fn what_is_no_manifest_is_refused() {
             "application/helm",
         ),
         (with(&|m| m["config"]["digest"] = json!("sha256:../../x")), ErrorKind::DataLoss, "not a digest"),
+    ]
+}
+
+fn layers_of_no_use() -> Vec<Refused> {
+    let with = manifest_with;
+    let digest = Digest::of(b"x").to_string();
+    let nondistributable = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+    let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    vec![
         (
             with(&|m| m["layers"] = json!([{"mediaType": foreign, "digest": digest, "size": 1}])),
             ErrorKind::FailedPrecondition,
@@ -158,8 +167,15 @@ async fn what_is_no_manifest_is_refused() {
             ErrorKind::DataLoss,
             "negative size",
         ),
-    ];
-    for (body, kind, part) in table {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_manifest_is_refused() {
+    if !is_root() {
+        return;
+    }
+    for (body, kind, part) in no_manifests().into_iter().chain(layers_of_no_use()) {
         let (site, registry, _) = stage(b"x").await;
         registry.put(TAG, MANIFEST, &body);
         let error = refused(&site, &registry).await;

@@ -73,7 +73,7 @@ async fn skopeo(rig: &Rig, words: &[&str]) -> String {
 #[tokio::test]
 async fn every_action_says_the_same_with_a_daemon_and_without() {
     let rig = rig!();
-    let tag = format!("{REGISTRY}/multi:1");
+    let tag = format!("{REGISTRY}/multi:2");
     let mut said = Vec::new();
     for by in [By::Daemon, By::Alone] {
         let archive = path(&rig, &format!("{by:?}.tar")).display().to_string();
@@ -128,8 +128,8 @@ async fn every_action_says_the_same_with_a_daemon_and_without() {
 async fn archives_of_skopeo_are_imported_and_ours_are_read_by_it() {
     require!(root, program "skopeo");
     let rig = rig!();
-    let source = format!("docker://{REGISTRY}/layers:1");
-    let tag = format!("{REGISTRY}/layers:1");
+    let source = format!("docker://{REGISTRY}/probe:user");
+    let tag = format!("{REGISTRY}/probe:user");
     rig.cri().pull(&tag).await.unwrap();
     let pulled = inspected(&rig, By::Daemon, &tag).await;
     let exported = path(&rig, "exported.tar").display().to_string();
@@ -157,7 +157,7 @@ async fn archives_of_skopeo_are_imported_and_ours_are_read_by_it() {
 #[tokio::test]
 async fn archives_in_a_directory_are_there_after_the_start_and_a_damaged_one_stops_nothing() {
     let mut rig = rig!();
-    let tag = format!("{REGISTRY}/multi:1");
+    let tag = format!("{REGISTRY}/multi:2");
     let shelf = path(&rig, "shelf");
     fs::create_dir(&shelf).unwrap();
     let archive = shelf.join("multi.tar").display().to_string();

@@ -129,6 +129,30 @@ async fn an_interrupt_or_a_term_removes_everything_and_exits_with_128_and_the_si
 }
 
 #[tokio::test]
+async fn a_damaged_pod_of_an_earlier_run_is_removed_by_the_next() {
+    let rig = rig!();
+    let spec = serde_json::json!({
+        "restartPolicy": "Never",
+        "containers": [script("app", "echo up; exec sleep 1000")],
+    });
+    let path = manifest(&rig, &spec).display().to_string();
+    let log = rig.machine.directory().join("killed.log");
+    let pid = rig.machine.spawn(&words(&rig, &["run"], &[&path]), BTreeMap::new(), &log).await.unwrap();
+    until_said(&log, "up").await;
+    rig.machine.signal(pid, Signal::SIGKILL).await.unwrap();
+    rig.machine.wait(pid).await.unwrap();
+    let pods = rig.machine.directory().join("alone/state/pods");
+    let pod = fs::read_dir(&pods).unwrap().flatten().next().expect("its record is left").path();
+    fs::write(pod.join("pod.json"), "damaged").unwrap();
+    let next = serde_json::json!({"restartPolicy": "Never", "containers": [script("app", "echo again")]});
+    let output = run(&rig, &next).await;
+    assert!(output.code == 0 && output.stdout.contains("again"), "{output:?}");
+    assert!(output.stderr.contains(&pod.join("pod.json").display().to_string()), "{output:?}");
+    assert_eq!(fs::read_dir(&pods).map_or(0, Iterator::count), 0, "the damaged pod is left");
+    rig.finish().await;
+}
+
+#[tokio::test]
 async fn a_field_it_does_not_know_is_refused_by_its_path_before_anything_is_done() {
     let rig = rig!();
     let mut container = script("app", "echo app ran");

@@ -60,7 +60,7 @@ fn message(happening: &Happening) -> cri::ContainerEventResponse {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::SystemTime};
+    use std::time::SystemTime;
 
     use podhold_cgroups::CgroupPath;
     use podhold_sandbox::PodId;

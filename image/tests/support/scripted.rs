@@ -25,11 +25,14 @@ pub type Answer = (u16, Vec<(&'static str, String)>, Vec<u8>);
 /// Answers a request, or leaves it to the content.
 pub type Policy = dyn Fn(&Request) -> Option<Answer> + Send + Sync;
 
+/// Media type and body, by path.
+type Served = HashMap<String, (&'static str, Vec<u8>)>;
+
 /// A server on loopback.
 #[derive(Clone)]
 pub struct Scripted {
     pub address: String,
-    content: Arc<Mutex<HashMap<String, (&'static str, Vec<u8>)>>>,
+    content: Arc<Mutex<Served>>,
     policy: Arc<Policy>,
     requests: Arc<Mutex<Vec<Request>>>,
 }

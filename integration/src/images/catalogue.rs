@@ -8,6 +8,7 @@
 //! | `probe:realtime` | `probe:1` with a stop signal of the real-time range |
 //! | `layers:1` | plain, gzip and zstd layers; whiteouts, an opaque directory, hard links, owners |
 //! | `multi:1` | an index whose first manifest is for another architecture |
+//! | `multi:2` | the same; its image has no other name |
 //! | `alien:1` | an index without a manifest for this machine |
 //! | `nocommand:1` | neither entry point nor command |
 //! | `probe:uid`, `probe:names`, `probe:ids` | the other forms of a user |
@@ -65,6 +66,7 @@ impl Catalogue {
             named("probe", "realtime", probe_image(&probe).config("StopSignal", "SIGRTMIN+3").finish()),
             named("layers", "1", layered(&busybox)),
             named("multi", "1", index([("s390x", foreign()), ("amd64", probe_image(&probe).finish())])),
+            named("multi", "2", index([("s390x", foreign()), ("amd64", other_shell(&busybox))])),
             named("alien", "1", index([("s390x", foreign())])),
             named("nocommand", "1", ImageBuilder::new().layer(busybox.clone()).finish()),
             named("nasty", "1", super::nasty::image()),
@@ -81,6 +83,10 @@ impl Catalogue {
     pub fn get(&self, repository: &str, tag: &str) -> Option<&Image> {
         self.images.iter().find(|n| n.repository == repository && n.tag == tag).map(|n| &n.image)
     }
+}
+
+fn other_shell(busybox: &Layer) -> Image {
+    shell().layer(busybox.clone()).config("StopSignal", "SIGINT").finish()
 }
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nguest:x:1000:1000:guest:/home/guest:/bin/sh\n";

@@ -100,12 +100,22 @@ pub async fn pid(rig: &Rig, container: &str) -> Result<i32, tonic::Status> {
 /// # Errors
 /// The difference, when it stays.
 pub async fn holds(rig: &Rig) -> Result<(), String> {
+    holds_but_for(rig, &BTreeSet::new()).await
+}
+
+/// As [`holds`]; these pods have lost their pause process: they are not ready, and have a shim until they are
+/// stopped.
+///
+/// # Errors
+/// As for that.
+pub async fn holds_but_for(rig: &Rig, unpaused: &BTreeSet<String>) -> Result<(), String> {
     let deadline = Instant::now() + SETTLE;
     let mut ticks = interval(Duration::from_millis(50));
     loop {
         ticks.tick().await;
         let told = Processes::told(rig).await.map_err(|status| status.to_string());
-        let kernel = Processes::now(rig).map_err(|error| error.to_string())?;
+        let mut kernel = Processes::now(rig).map_err(|error| error.to_string())?;
+        kernel.shims.retain(|pod| !unpaused.contains(pod));
         if told.as_ref() == Ok(&kernel) {
             return Ok(());
         }

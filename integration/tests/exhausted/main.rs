@@ -6,6 +6,7 @@
 mod descriptors;
 mod disk_full;
 mod logs;
+mod memory;
 mod place;
 mod processes;
 mod read_only;

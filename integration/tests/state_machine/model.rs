@@ -37,6 +37,8 @@ pub(crate) struct Container {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pod {
     pub ready: bool,
+    /// Its pause process was killed, and its shim still holds what is left.
+    pub unpaused: bool,
     /// In which of two ways it was asked for.
     pub other: bool,
     pub containers: [Option<Container>; CONTAINERS],
@@ -161,9 +163,6 @@ pub(crate) struct Model {
     pub answer: Option<Answer>,
 }
 
-/// Whether shims and pause processes are killed too. Not before the daemon notices that.
-const DEATHS: bool = false;
-
 impl Model {
     pub(crate) fn container(&self, at: Place) -> Option<&Container> {
         self.pods[at.pod].as_ref()?.containers[at.container].as_ref()
@@ -176,7 +175,7 @@ impl Model {
     /// Everything that runs in a pod ends with this code.
     fn end_all(&mut self, pod: usize, code: i32) {
         let Some(pod) = &mut self.pods[pod] else { return };
-        pod.ready = false;
+        (pod.ready, pod.unpaused) = (false, false);
         for container in pod.containers.iter_mut().flatten() {
             if container.life == Life::Running {
                 container.life = Life::Exited(code);
@@ -235,7 +234,8 @@ impl Model {
     fn run_pod(&mut self, place: usize, other: bool) -> Answer {
         match &self.pods[place] {
             None => {
-                self.pods[place] = Some(Pod { ready: true, other, containers: [None, None] });
+                self.pods[place] =
+                    Some(Pod { ready: true, unpaused: false, other, containers: [None, None] });
                 Answer::New
             }
             Some(pod) if pod.other != other => Answer::Refused(Code::AlreadyExists),
@@ -345,15 +345,14 @@ impl ReferenceStateMachine for Model {
     }
 
     fn transitions(_: &Self) -> BoxedStrategy<Step> {
-        let deaths = u32::from(DEATHS);
         prop_oneof![
             30 => (verbs(), prop::bool::weighted(0.15)).prop_map(|(verb, twice)| Step::Call { verb, twice }),
             2 => (by_id(), any::<bool>()).prop_map(|(verb, empty)| Step::Nonsense { verb, empty }),
             2 => (place(), any::<bool>()).prop_map(|(at, kill)| Step::Signal { at, kill }),
             2 => Just(Step::Crash),
             1 => Just(Step::Restart),
-            deaths => (0..PODS).prop_map(|pod| Step::KillShim { pod }),
-            deaths => (0..PODS).prop_map(|pod| Step::KillPause { pod }),
+            1 => (0..PODS).prop_map(|pod| Step::KillShim { pod }),
+            1 => (0..PODS).prop_map(|pod| Step::KillPause { pod }),
         ]
         .boxed()
     }
@@ -377,7 +376,11 @@ impl ReferenceStateMachine for Model {
                 None
             }
             Step::KillPause { pod } => {
+                let held = state.pods[pod].as_ref().is_some_and(|pod| pod.ready || pod.unpaused);
                 state.end_all(pod, 137);
+                if let Some(pod) = &mut state.pods[pod] {
+                    pod.unpaused = held;
+                }
                 None
             }
         };

@@ -122,7 +122,7 @@ impl Running {
         loop {
             let mut ready = self.ended.readable().await?;
             match waitpid(Some(self.pid), WaitOptions::NOHANG)? {
-                Some((_, status)) => return Ok(ExitStatus::from_raw(status.as_raw() as i32)),
+                Some((_, status)) => return Ok(ExitStatus::from_raw(status.as_raw())),
                 None => ready.clear_ready(),
             }
         }
