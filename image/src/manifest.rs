@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Most layers an image may have: overlayfs stacks 500 lower directories (kernel, fs/overlayfs).
-const MAX_LAYERS: usize = 500;
+pub(crate) const MAX_LAYERS: usize = 500;
 
 /// Layers we can unpack. The compression is told by the content.
 const LAYERS: &[&str] = &[

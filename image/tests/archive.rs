@@ -259,6 +259,11 @@ fn hostile(image: &TestImage) -> Vec<(&'static str, Vec<u8>, &'static str)> {
     nested.insert(blob(&inner_digest), inner);
     let mut missing = good.clone();
     missing.remove(&blob(&image.layers[1]));
+    let target = "x/".repeat(5000);
+    let tar = good.iter().fold(Tar::new(), |tar, (name, content)| tar.file(name, content));
+    // The entry before a link whose target is longer than a header has room for, as GNU tar writes it.
+    let tar = tar.entry(EntryType::GNULongLink, ("././@LongLink", ""), 0o644, target.as_bytes());
+    let endless = tar.entry(EntryType::Symlink, ("l", ""), 0o644, b"").build();
     vec![
         ("a name that climbs", with("../escaped", b"x"), "leads out of the archive"),
         ("an absolute name", with("/etc/escaped", b"x"), "absolute"),
@@ -271,6 +276,7 @@ fn hostile(image: &TestImage) -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("a device", entry(EntryType::Char, "dev", ""), "Char"),
         ("a link out", entry(EntryType::Symlink, "l", "../../etc"), "leads out of the archive"),
         ("an absolute link", entry(EntryType::Link, "l", "/etc/passwd"), "absolute"),
+        ("a link without end", endless, "target is longer"),
         ("a name twice", entry(EntryType::Regular, "index.json", ""), "twice"),
         ("a size that lies", changed(&|m| m["layers"][0]["size"] = json!(7)), "promises 7"),
         ("a layer too few", changed(&|m| drop(m["layers"].as_array_mut().unwrap().pop())), "diff_ids"),
@@ -312,6 +318,22 @@ async fn an_archive_that_lies_is_refused_with_the_reason_and_leaves_nothing() {
     let error = import(&site.images, tarred(&plain(&image))).await.unwrap_err().to_string();
     assert!(error.contains(&image.layers[1]) && error.contains("podhold-escaped"), "{error}");
     nothing_is_left(&site, "evil");
+}
+
+/// Images that share a layer may each bring it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_may_come_twice() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new().await;
+    let large = Tar::new().file("large", &noise(3 << 20)).build();
+    let image = TestImage::new("twice", &[large]);
+    let files = plain(&image);
+    let again = blob(&image.layers[0]);
+    let tar = files.iter().fold(Tar::new(), |tar, (name, content)| tar.file(name, content));
+    let archive = tar.file(&again, &files[&again]).build();
+    assert_eq!(import(&site.images, archive).await.unwrap().images.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

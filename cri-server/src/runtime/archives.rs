@@ -59,8 +59,11 @@ impl Runtime {
 
     /// Removes the images that no container uses. Pinned ones stay.
     pub async fn prune_images(&self) -> Result<Pruned> {
-        let used: HashSet<String> =
-            self.store.containers().into_iter().map(|container| container.record.image_id.clone()).collect();
+        let mut used = HashSet::new();
+        for container in self.store.containers() {
+            used.insert(container.record.image_id.clone());
+            used.extend(container.record.volumes.values().cloned());
+        }
         let mut pruned = Pruned::default();
         for image in self.images.list() {
             if used.contains(&image.id) {

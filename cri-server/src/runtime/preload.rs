@@ -79,7 +79,9 @@ impl Runtime {
             // After each, so that a daemon that ends does not begin anew.
             let (place, text) = (ledger.clone(), serde_json::to_vec(&now));
             let text = text.map_err(|error| Error::failed("preload", &error))?;
-            blocking("preload", move || remember(&place, &text)).await?;
+            if let Err(error) = blocking("preload", move || remember(&place, &text)).await {
+                warn!(%error, "it is not noted which archives were loaded; the next start loads them again");
+            }
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     digest::Digest,
     error::ImageError,
-    manifest::{self, Configuration},
+    manifest::{self, Configuration, MAX_LAYERS},
     platform::Platform,
     reference::Reference,
     registry::{MAX_CONFIG, MAX_MANIFEST},
@@ -92,6 +92,10 @@ fn image(
         return Ok(None);
     }
     let names = entry.layers.as_deref().unwrap_or_default();
+    if names.len() > MAX_LAYERS {
+        let reason = format!("{label}: it has {} layers, more than {MAX_LAYERS}", names.len());
+        return Err(corrupt(&origin, reason));
+    }
     if names.len() != configuration.diff_ids.len() {
         let (layers, diff_ids) = (names.len(), configuration.diff_ids.len());
         let reason =

@@ -56,7 +56,6 @@ pub(crate) async fn export(
         })?;
         images.push(prepare(inner, name, contents).await?);
     }
-    // Nothing of it is deleted meanwhile, though an image may be removed.
     let writer = Writer::new(out);
     let written = write(inner, &images, writer).await;
     written.unwrap_or_else(|Unwanted| Err(ImageError::Cancelled(names.join(", "))))

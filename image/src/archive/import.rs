@@ -18,7 +18,7 @@ use crate::{
     digest::ChainId,
     error::{ErrorKind, ImageError},
     store::{Arrival, Image, layers::LayerRecord},
-    unpack::{self, Arriving, Expected, KeepNothing, Limits, Piece, Want, Wanted},
+    unpack::{self, Arriving, Budget, Expected, KeepNothing, Limits, Piece, Want, Wanted},
 };
 
 /// Bytes of a layer on their way to the unpacker: pieces, and the size of each.
@@ -111,8 +111,9 @@ impl Making<'_> {
             let unpacked = unpack::unpack(arriving, root, &expected, self.wanted);
             (feeder.join(), unpacked)
         });
-        let unpacked =
-            unpacked.and_then(|mut unpacked| ingest.borrow(&mut unpacked, &lowers).map(|()| unpacked));
+        let mut budget = Budget::new(self.limits, file.size, self.wanted);
+        let unpacked = unpacked
+            .and_then(|mut unpacked| ingest.borrow(&mut unpacked, &lowers, &mut budget).map(|()| unpacked));
         let unpacked = match (fed, unpacked) {
             (Ok(Ok(())), Ok(unpacked)) => unpacked,
             (Ok(Err(error)), _) => {

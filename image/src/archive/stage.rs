@@ -103,12 +103,14 @@ pub(super) fn stage(
     let input = decompressed(input).map_err(damaged)?;
     let mut tar = tar::Archive::new(Bounded { input, left: Rc::clone(&budget) });
     let mut entries = tar.entries().map_err(damaged)?;
+    let mut entries_seen = 0;
     loop {
         budget.set(MAX_HEADERS);
         let Some(entry) = entries.next() else { break };
         let mut entry = entry.map_err(damaged)?;
         budget.set(u64::MAX);
-        if staged.items.len() >= MAX_ENTRIES {
+        entries_seen += 1;
+        if entries_seen > MAX_ENTRIES {
             return Err(corrupt(origin, format!("it has more than {MAX_ENTRIES} entries")));
         }
         let raw = entry.path_bytes().into_owned();
@@ -147,12 +149,15 @@ impl Staged {
             EntryType::Directory | EntryType::XGlobalHeader => return Ok(()),
             EntryType::Regular | EntryType::Continuous => {
                 if self.items.contains_key(&name) && is_blob(&name) {
-                    return Ok(());
+                    return self.pass_over(entry, wanted);
                 }
                 Item::File(self.copy(entry, &name, wanted)?)
             }
             EntryType::Symlink | EntryType::Link => {
                 let target = entry.link_name_bytes().ok_or_else(|| "a link without a target".to_owned())?;
+                if target.len() > MAX_NAME {
+                    return Err(format!("its target is longer than {MAX_NAME} bytes").into());
+                }
                 let base = if kind == EntryType::Symlink { &name } else { "" };
                 Item::Link(resolve(base, &target)?)
             }
@@ -161,6 +166,20 @@ impl Staged {
         match self.items.insert(name, item) {
             None => Ok(()),
             Some(_) => Err("the name is in the archive twice".to_owned().into()),
+        }
+    }
+
+    /// Reads on to the end of an entry whose content is here already.
+    fn pass_over<R: Read>(&mut self, entry: &mut Entry<'_, R>, wanted: &Wanted) -> Result<(), Trouble> {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            if !wanted.still() {
+                return Err(Trouble::Other(ImageError::Cancelled(format!("archive {}", self.origin))));
+            }
+            match entry.read(&mut buffer).map_err(|error| format!("it cannot be read: {error}"))? {
+                0 => return Ok(()),
+                got => self.room.take(got as u64)?,
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a caller, or this machine, proves itself with to a registry.
 //!
-//! A pull that brings credentials uses these and no others. For one that brings none, and for mirrors, the
+//! A pull that brings credentials for its registry uses these and no others. For one that brings none, and for mirrors, the
 //! machine's own are looked up: in Docker's and the containers tools' files, and by credential helpers these
 //! name. All is read anew at each pull, so that a login counts at once.
 //!

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     sync::{Arc, Mutex, Weak},
 };
 
@@ -21,11 +22,11 @@ use super::{
 use crate::{
     Inner,
     digest::{ChainId, Digest},
-    error::{ErrorKind, ImageError},
+    error::{ImageError, UnpackError},
     manifest::Blob,
     registry::{Session, Wish},
     store::layers::{Ingest, LayerRecord, Layers},
-    unpack::{self, Arriving, Expected, KeepNothing, Kept, Limits, Piece, Unpacked, Want, Wanted},
+    unpack::{self, Arriving, Budget, Expected, KeepNothing, Kept, Limits, Piece, Unpacked, Want, Wanted},
 };
 
 /// Pieces of a blob between network and unpacker; each is at most what hyper reads at once (400 KiB).
@@ -232,7 +233,8 @@ impl Making {
             (Ok(_), Ok((ingest, unpacked))) => Ok(Attempt::Unpacked(ingest, unpacked)),
             (Ok(answers), Err(error)) => {
                 let pieced = from > 0 || answers > 1;
-                let wrong = matches!(&error, ImageError::Layer { .. }) && error.kind() == ErrorKind::DataLoss;
+                let wrong =
+                    matches!(&error, ImageError::Layer { source, .. } if !says_nothing_of_the_blob(source));
                 if resume && pieced && wrong { Ok(Attempt::PiecedTogetherWrong(error)) } else { Err(error) }
             }
         }
@@ -242,14 +244,22 @@ impl Making {
     async fn borrow(&self, ingest: Ingest, mut unpacked: Unpacked) -> Result<(Ingest, Unpacked), ImageError> {
         let lowers = self.job.lowers.clone();
         let (reference, layer) = (self.session.reference.to_string(), self.job.blob.digest.clone());
-        let borrowing = tokio::task::spawn_blocking(move || match ingest.borrow(&mut unpacked, &lowers) {
-            Ok(()) => Ok((ingest, unpacked)),
-            Err(source) => {
-                ingest.discard();
-                Err(ImageError::Layer { reference, layer, source: Arc::new(source) })
+        // Dropped with this future, which ends the copying.
+        let want = Want::default();
+        let (wanted, limits, size) = (want.watched(), self.inner.underway.limits.clone(), self.job.blob.size);
+        let borrowing = tokio::task::spawn_blocking(move || {
+            let mut budget = Budget::new(&limits, size, &wanted);
+            match ingest.borrow(&mut unpacked, &lowers, &mut budget) {
+                Ok(()) => Ok((ingest, unpacked)),
+                Err(source) => {
+                    ingest.discard();
+                    Err(ImageError::Layer { reference, layer, source: Arc::new(source) })
+                }
             }
         });
-        borrowing.await.map_err(|_| self.cancelled())?
+        let borrowed = borrowing.await.map_err(|_| self.cancelled())?;
+        drop(want);
+        borrowed
     }
 
     /// Unpacks what arrives, on a thread that may block.
@@ -272,6 +282,19 @@ impl Making {
     }
 }
 
+/// Whether a layer could not be unpacked for a reason that is not in its bytes: the download ended, or the disk has no
+/// room. Otherwise they may be another's than the layer's, and are not tried again.
+fn says_nothing_of_the_blob(error: &UnpackError) -> bool {
+    match error {
+        UnpackError::Abandoned => true,
+        UnpackError::Io { source, .. } => matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
+        ),
+        _ => false,
+    }
+}
+
 /// Unpacks a layer; on failure nothing of it remains but what was kept of its blob, unless that is wrong. Blocks.
 fn unpack_layer(
     layers: &Arc<Layers>,
@@ -286,7 +309,7 @@ fn unpack_layer(
         None => &mut KeepNothing,
     };
     let unpacked = unpack::unpack(Arriving { pieces, kept }, root, expected, wanted);
-    let of_use = matches!(&unpacked, Err(error) if error.kind() != ErrorKind::DataLoss);
+    let of_use = matches!(&unpacked, Err(error) if says_nothing_of_the_blob(error));
     match partial {
         Some(partial) if !of_use => partial.discard(),
         other => drop(other),

@@ -19,9 +19,10 @@ use rustix::{
 };
 
 use super::{
-    Unpacked,
+    Limits, Unpacked, Wanted,
     beneath::{self, Tree},
     refusal::{Refusal, step},
+    stream::EXPANSION_FLOOR,
 };
 use crate::error::UnpackError;
 
@@ -37,18 +38,46 @@ pub(crate) struct Link {
     pub(super) target: Vec<u8>,
 }
 
+/// How much may still be copied, and for whom.
+pub(crate) struct Budget<'a> {
+    left: u64,
+    wanted: &'a Wanted,
+}
+
+impl<'a> Budget<'a> {
+    /// For a layer whose blob has `size` bytes: as much as its archive may expand to.
+    pub(crate) fn new(limits: &Limits, size: u64, wanted: &'a Wanted) -> Self {
+        Self { left: limits.bytes.min(limits.expansion.saturating_mul(size).max(EXPANSION_FLOOR)), wanted }
+    }
+
+    fn take(&mut self, bytes: u64) -> Result<(), Refusal> {
+        if !self.wanted.still() {
+            return Err(Refusal::Abandoned);
+        }
+        let left = self.left.checked_sub(bytes);
+        self.left = left.ok_or_else(|| {
+            Refusal::from(
+                "its hard links copy more of the layers below than a layer of its size may take".to_owned(),
+            )
+        })?;
+        Ok(())
+    }
+}
+
 /// Makes the hard links of `unpacked` in `layer` whose targets are files of `lowers` (the nearest layer first),
 /// and counts what that takes. Blocks.
 pub(crate) fn borrow_files(
     layer: &OwnedFd,
     lowers: &[OwnedFd],
     unpacked: &mut Unpacked,
+    budget: &mut Budget<'_>,
 ) -> Result<(), UnpackError> {
     let kernel =
         |error: std::io::Error| UnpackError::Io { operation: "complete the layer".into(), source: error };
     let mut tree = Tree::new(layer.try_clone().map_err(kernel)?);
     for link in std::mem::take(&mut unpacked.links) {
-        make(layer, lowers, &mut tree, (&link, unpacked)).map_err(|refusal| refusal.at(&link.name))?;
+        make((layer, lowers), &mut tree, (&link, unpacked), budget)
+            .map_err(|refusal| refusal.at(&link.name))?;
     }
     unpacked.inodes += tree.implicit.len() as u64;
     unpacked.bytes += tree.implicit.len() as u64 * BLOCK;
@@ -57,17 +86,17 @@ pub(crate) fn borrow_files(
 }
 
 fn make(
-    layer: &OwnedFd,
-    lowers: &[OwnedFd],
+    (layer, lowers): (&OwnedFd, &[OwnedFd]),
     tree: &mut Tree,
     (link, unpacked): (&Link, &mut Unpacked),
+    budget: &mut Budget<'_>,
 ) -> Result<(), Refusal> {
     let (dir, name) = split(&link.target);
     let found = find(layer, lowers, &link.target).map_err(step("look for the target of its hard link"))?;
     let Some((place, parent)) = found else { return Err(no_target(&link.target).into()) };
     if place > 0 {
         let upper = tree.directory(dir).map_err(step("enter the directory of its hard link's target"))?;
-        let bytes = copy_up(parent.as_fd(), upper, name)?;
+        let bytes = copy_up(parent.as_fd(), upper, name, budget)?;
         unpacked.inodes += 1;
         unpacked.bytes += bytes.next_multiple_of(BLOCK);
     }
@@ -134,7 +163,12 @@ fn is_file(stat: &Stat) -> bool {
 }
 
 /// Copies a file with everything it has; its holes stay holes. Answers the bytes it takes.
-fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8]) -> Result<u64, Refusal> {
+fn copy_up(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    name: &[u8],
+    budget: &mut Budget<'_>,
+) -> Result<u64, Refusal> {
     let name = OsStr::from_bytes(name);
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let source = rustix::fs::openat(from, name, flags, Mode::empty()).map_err(step("open its target"))?;
@@ -142,9 +176,7 @@ fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8]) -> Result<u64,
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let copy = rustix::fs::openat(to, name, flags, Mode::RUSR).map_err(step("copy its target"))?;
     let (mut source, mut copy) = (File::from(source), File::from(copy));
-    let bytes = copy_content(&mut source, &mut copy, stat.st_size.cast_unsigned()).map_err(|error| {
-        Refusal::Kernel("copy its target", Errno::from_io_error(&error).unwrap_or(Errno::IO))
-    })?;
+    let bytes = copy_content(&mut source, &mut copy, stat.st_size.cast_unsigned(), budget)?;
     let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     let finish = || -> Result<(), Errno> {
         rustix::fs::fchown(&copy, Some(uid), Some(gid))?;
@@ -158,23 +190,32 @@ fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8]) -> Result<u64,
     Ok(bytes)
 }
 
-fn copy_content(source: &mut File, copy: &mut File, size: u64) -> std::io::Result<u64> {
-    copy.set_len(size)?;
+fn copy_content(
+    source: &mut File,
+    copy: &mut File,
+    size: u64,
+    budget: &mut Budget<'_>,
+) -> Result<u64, Refusal> {
+    let failed = |error: std::io::Error| {
+        Refusal::Kernel("copy its target", Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    };
+    copy.set_len(size).map_err(failed)?;
     let mut buffer = vec![0; COPY];
     let (mut at, mut copied) = (0, 0);
     loop {
         let data = match rustix::fs::seek(&*source, rustix::fs::SeekFrom::Data(at)) {
             Err(Errno::NXIO) => return Ok(copied),
-            other => other?,
+            other => other.map_err(step("copy its target"))?,
         };
-        at = rustix::fs::seek(&*source, rustix::fs::SeekFrom::Hole(data))?;
-        source.seek(SeekFrom::Start(data))?;
-        copy.seek(SeekFrom::Start(data))?;
+        at = rustix::fs::seek(&*source, rustix::fs::SeekFrom::Hole(data)).map_err(step("copy its target"))?;
+        source.seek(SeekFrom::Start(data)).map_err(failed)?;
+        copy.seek(SeekFrom::Start(data)).map_err(failed)?;
         let mut left = at - data;
         while left > 0 {
             let most = usize::try_from(left).unwrap_or(COPY).min(COPY);
-            source.read_exact(&mut buffer[..most])?;
-            copy.write_all(&buffer[..most])?;
+            budget.take(most as u64)?;
+            source.read_exact(&mut buffer[..most]).map_err(failed)?;
+            copy.write_all(&buffer[..most]).map_err(failed)?;
             left -= most as u64;
             copied += most as u64;
         }

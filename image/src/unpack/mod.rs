@@ -31,7 +31,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-pub(crate) use borrow::borrow_files;
+pub(crate) use borrow::{Budget, borrow_files};
 pub(crate) use inherit::inherit_directories;
 use intake::Ending;
 pub(crate) use intake::{KeepNothing, Kept, Piece};

@@ -24,7 +24,7 @@ const BUFFER: usize = 256 << 10;
 /// Most bytes of headers (long names, PAX records) before one entry.
 const MAX_HEADERS: u64 = 4 << 20;
 /// From here on the expansion limit counts.
-const EXPANSION_FLOOR: u64 = 1 << 30;
+pub(super) const EXPANSION_FLOOR: u64 = 1 << 30;
 /// Largest zstd window, as a power of two: what `zstd --ultra -22` needs.
 const ZSTD_WINDOW_LOG: u32 = 27;
 

@@ -112,8 +112,19 @@ fn feed(blob: &[u8], step: usize, expected: &Expected, root: &Path) -> Result<Un
 /// Unpacks the archive as the lowest layer.
 fn try_tar(tar: &[u8], root: &Path) -> Result<Unpacked, UnpackError> {
     let mut unpacked = feed(tar, 1000, &expected(tar, tar), root)?;
-    borrow_files(&open(root), &[], &mut unpacked)?;
+    borrow(&open(root), &[], &mut unpacked, u64::MAX)?;
     Ok(unpacked)
+}
+
+/// Makes the hard links, copying at most `bytes`.
+fn borrow(
+    layer: &OwnedFd,
+    lowers: &[OwnedFd],
+    unpacked: &mut Unpacked,
+    bytes: u64,
+) -> Result<(), UnpackError> {
+    let (want, limits) = (Want::default(), Limits { bytes, ..Limits::default() });
+    borrow_files(layer, lowers, unpacked, &mut Budget::new(&limits, 1, &want.watched()))
 }
 
 fn open(path: &Path) -> OwnedFd {

@@ -38,7 +38,12 @@ impl Ingest {
 
     /// Makes the hard links that `unpacked` has to files of the layers below (`lowers`, nearest first), which are
     /// complete. Blocks.
-    pub(crate) fn borrow(&self, unpacked: &mut Unpacked, lowers: &[ChainId]) -> Result<(), UnpackError> {
+    pub(crate) fn borrow(
+        &self,
+        unpacked: &mut Unpacked,
+        lowers: &[ChainId],
+        budget: &mut unpack::Budget<'_>,
+    ) -> Result<(), UnpackError> {
         if unpacked.links.is_empty() {
             return Ok(());
         }
@@ -48,7 +53,7 @@ impl Ingest {
         };
         let below = lowers.iter().filter_map(|chain| self.layers.get(chain));
         let below: Result<Vec<_>, _> = below.map(|layer| open_directory(&layer.fs)).collect();
-        unpack::borrow_files(&self.root().map_err(failed)?, &below.map_err(failed)?, unpacked)
+        unpack::borrow_files(&self.root().map_err(failed)?, &below.map_err(failed)?, unpacked, budget)
     }
 
     /// Deletes what was made. Blocks.

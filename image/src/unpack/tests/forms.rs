@@ -144,7 +144,7 @@ fn hard_links_reach_files_of_the_layers_below() {
         let tar = tar.build();
         let mut unpacked = feed(&tar, 1000, &expected(&tar, &tar), &at)?;
         let lowers: Vec<_> = lowers.iter().map(|lower| open(&dir.path().join(lower))).collect();
-        borrow_files(&open(&at), &lowers, &mut unpacked).map(|()| unpacked)
+        borrow(&open(&at), &lowers, &mut unpacked, 1 << 20).map(|()| unpacked)
     };
     let base = Tar::new()
         .dir("bin/", 0o711)
@@ -184,4 +184,9 @@ fn hard_links_reach_files_of_the_layers_below() {
         let text = error.unwrap_err().to_string();
         assert!(text.contains("\"l\"") && text.contains(target) && text.contains("no file of"), "{text}");
     }
+    // A short archive does not copy without end.
+    layer("large", Tar::new().file("large", &vec![1; 2 << 20]), &[]).unwrap();
+    let error = layer("greedy", Tar::new().link(link, "l", "large"), &["large"]);
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains("\"l\"") && text.contains("copy more of the layers below"), "{text}");
 }

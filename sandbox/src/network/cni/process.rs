@@ -60,6 +60,12 @@ impl Process {
         let (input, stdin) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stdout, output) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, error) = pipe_with(PipeFlags::CLOEXEC)?;
+        // Before there is a plugin, which nobody would end if this failed.
+        let ours = (
+            pipe::Sender::from_owned_fd(stdin)?,
+            pipe::Receiver::from_owned_fd(stdout)?,
+            pipe::Receiver::from_owned_fd(stderr)?,
+        );
         let pid = sys::spawn(&sys::Program {
             path: &path,
             environment: &environment,
@@ -72,12 +78,8 @@ impl Process {
             let _ended_already = kill_process_group(pid, Signal::KILL);
             let _reaped = waitpid(Some(pid), WaitOptions::empty());
         })?;
-        Ok(Self {
-            running: Some(running),
-            stdin: Some(pipe::Sender::from_owned_fd(stdin)?),
-            stdout: Some(pipe::Receiver::from_owned_fd(stdout)?),
-            stderr: Some(pipe::Receiver::from_owned_fd(stderr)?),
-        })
+        let (stdin, stdout, stderr) = (Some(ours.0), Some(ours.1), Some(ours.2));
+        Ok(Self { stdin, stdout, stderr, running: Some(running) })
     }
 
     /// Waits for its end. To be called once; what it has left running is not killed after that.
