@@ -82,9 +82,14 @@ async fn serve(config: Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A daemon that answers on the socket is never pushed aside.
+/// A daemon that listens on the socket is never pushed aside. One that was killed does not: a program that it was just
+/// about to execute may still have its socket.
 async fn refuse_second(path: &Path) -> Result<(), Failure> {
-    if UnixStream::connect(path).await.is_ok() {
+    let Ok(stream) = UnixStream::connect(path).await else { return Ok(()) };
+    let listener = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    // Without a number it is in another pid namespace; one that waits to be reaped has no program any more.
+    let lives = listener.is_none_or(|pid| pid <= 0 || std::fs::read_link(format!("/proc/{pid}/exe")).is_ok());
+    if lives {
         let path = path.display();
         return Err(Failure(format!(
             "{path}: a daemon answers on this socket; stop it or set another socket"

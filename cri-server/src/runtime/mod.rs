@@ -40,7 +40,7 @@ use std::{
     collections::HashSet,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use oci_spec::runtime::Capability;
@@ -89,7 +89,7 @@ pub struct Runtime {
     /// What this daemon itself may hand on to containers.
     bounding: HashSet<Capability>,
     /// Whether this host can give pods users of their own; found out when it is first asked.
-    user_namespaces: tokio::sync::Mutex<Option<(bool, std::time::Instant)>>,
+    user_namespaces: tokio::sync::Mutex<Option<(bool, Instant)>>,
     under_way: UnderWay,
     /// The boot of the host that this daemon lives in.
     boot: Boot,
@@ -254,10 +254,21 @@ fn make_directories(layout: &Layout) -> Result<[std::fs::File; 2]> {
     Ok([lock(layout.state())?, lock(layout.run())?])
 }
 
-/// Locks a directory itself, in which nothing can be in the way of a lock.
+/// How long a lock is waited for: a program that a killed daemon was just about to execute has all that the daemon had
+/// open, and with it the locks, until it is executed.
+const EXECUTED: Duration = Duration::from_secs(2);
+
+/// Locks a directory itself, in which nothing can be in the way of a lock. Blocks.
 fn lock(dir: &Path) -> Result<std::fs::File> {
     let file = std::fs::File::open(dir).map_err(Error::doing(format!("opening {}", dir.display())))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+    let deadline = Instant::now() + EXECUTED;
+    let mut locked = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    while locked == Err(rustix::io::Errno::WOULDBLOCK) && Instant::now() < deadline {
+        // A lock can be waited for, but not for a while.
+        std::thread::sleep(Duration::from_millis(10));
+        locked = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    }
+    match locked {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Precondition(format!(
             "{} is locked: another podhold uses this directory; stop it or set another state_dir and run_dir",

@@ -25,6 +25,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
 };
 
 use rustix::fs::FlockOperation;
@@ -397,10 +398,21 @@ fn internal(reason: String) -> ImageError {
     }
 }
 
-/// Locks the directory itself, in which nothing can be in the way of a lock.
+/// How long the lock is waited for: a program that a killed process was just about to execute has it until it is
+/// executed.
+const EXECUTED: Duration = Duration::from_secs(2);
+
+/// Locks the directory itself, in which nothing can be in the way of a lock. Blocks.
 fn lock(dir: &Path) -> Result<fs::File, ImageError> {
     let file = fs::File::open(dir).map_err(ImageError::io(format!("open {}", dir.display())))?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
+    let deadline = Instant::now() + EXECUTED;
+    let mut locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    while locked == Err(rustix::io::Errno::WOULDBLOCK) && Instant::now() < deadline {
+        // A lock can be waited for, but not for a while.
+        std::thread::sleep(Duration::from_millis(10));
+        locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    }
+    locked.map_err(|errno| {
         let operation = format!("lock {}: another process uses this image directory", dir.display());
         ImageError::io(operation)(errno.into())
     })?;
