@@ -34,7 +34,7 @@ enum Command {
     /// It has directories of its own, /run/podhold-run and /var/lib/podhold-run, whatever the
     /// configuration says for the daemon; flags change them.
     Run(run::Arguments),
-    /// Pull, list and remove images of a state directory no daemon is using
+    /// Pull, list, import, export, check and remove images, of the daemon or, without one, of its directories
     Image(image::Arguments),
     /// Check the configuration, or print the default one
     Config(config::Arguments),
@@ -87,6 +87,12 @@ impl<E: std::error::Error + 'static> From<E> for Failure {
     }
 }
 
+/// Text that may quote a stranger, as a terminal may have it.
+fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
+    text.chars().map(shown).collect()
+}
+
 /// Runs what the arguments of this process say; the exit code of the process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -103,7 +109,7 @@ pub fn main() -> ExitCode {
     result.unwrap_or_else(|Failure(reason)| {
         use std::io::Write as _;
         // To a full disk nothing can be said.
-        let _unsaid = writeln!(std::io::stderr(), "podhold: {reason}");
+        let _unsaid = writeln!(std::io::stderr(), "podhold: {}", printable(&reason));
         ExitCode::FAILURE
     })
 }

@@ -33,6 +33,9 @@ pub(super) enum Place {
 pub(super) async fn connect(place: Place) -> Result<Client, Failure> {
     match place {
         Place::Daemon(socket) => {
+            // As the kubelet and crictl write it.
+            let socket =
+                socket.strip_prefix("unix://").map_or(socket.clone(), |path| Path::new("/").join(path));
             let stream = UnixStream::connect(&socket).await;
             let stream = stream.map_err(|error| no_daemon(&socket, &error))?;
             through(TokioIo::new(stream)).await

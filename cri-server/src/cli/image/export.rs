@@ -32,12 +32,26 @@ pub(super) async fn run(mut client: Client, arguments: &Arguments) -> Result<(),
         let pieces = begin(&mut client, arguments).await?;
         return copy(pieces, &mut io::stdout()).await?.map_err(at);
     }
+    if fs::metadata(output).is_ok_and(|there| !there.is_file()) {
+        // A device or a FIFO is written to and never replaced.
+        let pieces = begin(&mut client, arguments).await?;
+        return copy(pieces, &mut fs::OpenOptions::new().write(true).open(output).map_err(at)?)
+            .await?
+            .map_err(at);
+    }
+    // A link is followed: what it leads to is replaced, and not the link.
+    let target = fs::canonicalize(output).unwrap_or_else(|_| output.clone());
+    let output = &target;
     let mut name = output.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.part", std::process::id()));
     let part = output.with_file_name(name);
     let pieces = begin(&mut client, arguments).await?;
     let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&part).map_err(at)?;
-    let written = copy(pieces, &mut file).await.and_then(|copied| {
+    let copied = tokio::select! {
+        copied = copy(pieces, &mut file) => copied,
+        _ = tokio::signal::ctrl_c() => Err(Failure("interrupted; nothing was written".to_owned())),
+    };
+    let written = copied.and_then(|copied| {
         copied.and_then(|()| file.sync_all()).and_then(|()| fs::rename(&part, output)).map_err(at)
     });
     if written.is_err() {

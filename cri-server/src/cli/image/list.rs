@@ -52,6 +52,9 @@ pub(super) async fn list(mut client: Client, arguments: &ListArguments) -> Resul
 pub(super) async fn inspect(mut client: Client, arguments: &InspectArguments) -> Result<(), Failure> {
     let mut found = Vec::new();
     for name in &arguments.names {
+        if name.is_empty() {
+            return Err(Failure("the name of an image is empty; podhold image ls lists all".to_owned()));
+        }
         for image in ask(&mut client, name).await? {
             let mut value = brief(&image);
             value["layers"] = json!(image.layers);

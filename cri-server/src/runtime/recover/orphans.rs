@@ -79,7 +79,10 @@ impl Runtime {
                 }
             }
         });
-        if let Err(error) = dropped.await {
+        // A command that has what it wants ends before; the next start undoes them.
+        if let Err(error) = dropped.await
+            && !error.is_cancelled()
+        {
             error!(%error, "orphans not undone");
         }
     }
