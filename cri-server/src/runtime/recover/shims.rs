@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use podhold_sandbox::{
     ContainerId, PodId,
-    launch::{KnownState, LaunchError},
+    launch::{KnownState, LaunchError, LivePod},
 };
 use tokio::time::timeout;
 use tracing::warn;
@@ -84,6 +84,47 @@ impl Runtime {
             }
         }
         self.watch(id.clone(), open.events);
+        Ok(())
+    }
+
+    /// Asks the pod's shim, in the background, for a container of which it is not known whether it runs, until
+    /// that is known. Who asks for all of an unanswered pod, or ends it, learns of this one as well.
+    pub(in crate::runtime) fn ask_for_container(self: &Arc<Self>, id: ContainerId) {
+        let runtime = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                let container = runtime.store.container(&id);
+                let unknown = container.filter(|now| matches!(now.phase, ContainerPhase::Unknown { .. }));
+                let Some(container) = unknown else { return };
+                let Some(pod) = runtime.store.pod(&container.record.pod) else { return };
+                match pod.live {
+                    _ if pod.phase == PodPhase::Unanswered => {}
+                    None if pod.ended => return runtime.fold_unlisted(container).await,
+                    None => {}
+                    Some(live) => {
+                        if let Err(reason) = runtime.fold_one(live.as_ref(), container).await {
+                            warn!(container = %id, %reason, "not known whether it runs; asked again");
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Folds what the pod's shim says of one container of which it was not known whether it runs.
+    pub(super) async fn fold_one(
+        self: &Arc<Self>,
+        live: &dyn LivePod,
+        container: Container,
+    ) -> std::result::Result<(), LaunchError> {
+        let known = live.containers().await?;
+        match known.into_iter().find(|known| known.id == container.record.id) {
+            Some(known) => self.fold(&known.id, known.state),
+            None => self.fold_unlisted(container).await,
+        }
         Ok(())
     }
 
