@@ -27,6 +27,14 @@ impl Runtime {
         if self.store.damaged().is_empty() {
             return;
         }
+        // What is taken up is taken up wholly, whether who asks stays or goes away.
+        let runtime = Arc::clone(self);
+        if let Err(error) = tokio::spawn(async move { runtime.look_at_damaged().await }).await {
+            warn!(%error, "what is damaged was not looked at again");
+        }
+    }
+
+    async fn look_at_damaged(self: &Arc<Self>) {
         // One looks at a time, and none while one of them is removed.
         let _turn = self.looking.lock().await;
         let networks: Vec<_> = self.cni.damaged().await.into_iter().map(|(pod, _)| pod).collect();
@@ -102,9 +110,9 @@ impl Runtime {
                 .await;
             return Ok(());
         };
-        match live.containers().await?.into_iter().find(|known| known.id == id) {
-            Some(known) => self.fold(&id, known.state),
-            None => self.fold_unlisted(container).await,
+        if let Err(reason) = self.fold_one(live.as_ref(), container).await {
+            warn!(container = %id, %reason, "not known whether it runs; asked again in the background");
+            self.ask_for_container(id);
         }
         Ok(())
     }
