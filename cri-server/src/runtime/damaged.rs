@@ -102,7 +102,7 @@ impl Runtime {
     }
 
     async fn discard_damaged(self: Arc<Self>, id: &PodId) -> Result<()> {
-        let _nobody_takes_it_up = self.looking.lock().await;
+        let _nobody_takes_it_up = self.healing.lock().await;
         let cgroup = self.cgroup_of(format!("pause-{id}"), self.cgroup_parent.child(id.as_str())).await?;
         let record = pod_by_name(id, cgroup);
         self.halt_pod(&record).await?;
@@ -141,7 +141,7 @@ impl Runtime {
     }
 
     async fn drop_damaged(self: Arc<Self>, pod: &PodId, id: &ContainerId) -> Result<()> {
-        let _nobody_takes_it_up = self.looking.lock().await;
+        let _nobody_takes_it_up = self.healing.lock().await;
         let record = match self.store.pod(pod) {
             Some(pod) => (*pod.record).clone(),
             None => {

@@ -35,8 +35,9 @@ impl Runtime {
     }
 
     async fn look_at_damaged(self: &Arc<Self>) {
-        // One looks at a time, and none while one of them is removed.
         let _turn = self.looking.lock().await;
+        // While one of them is removed, all are as they were last found.
+        let Ok(_nobody_removes) = self.healing.try_lock() else { return };
         let networks: Vec<_> = self.cni.damaged().await.into_iter().map(|(pod, _)| pod).collect();
         for damage in self.store.damaged() {
             let done = match damage.hides.clone() {
