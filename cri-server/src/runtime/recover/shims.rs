@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::super::Runtime;
-use crate::state::{Container, ContainerEvent, ContainerPhase, PodEvent, PodPhase, Run, Wait};
+use crate::state::{Container, ContainerEvent, ContainerPhase, PodPhase, Run, Wait};
 
 /// How long a shim that was dialled may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -38,7 +38,9 @@ impl Runtime {
                     _ => return,
                 }
                 match runtime.ask_shim(&id).await {
-                    Ok(()) => return,
+                    Ok(true) => return,
+                    // Asked again if that fails.
+                    Ok(false) => {}
                     Err(LaunchError::Gone { .. }) => break,
                     Err(reason) => {
                         warn!(pod = %id, reason = %reason, "shim still does not answer");
@@ -61,20 +63,18 @@ impl Runtime {
         });
     }
 
-    /// Dials the shim and folds what it says into the store.
-    pub(super) async fn ask_shim(self: &Arc<Self>, id: &PodId) -> std::result::Result<(), LaunchError> {
+    /// Dials the shim and folds what it says into the store; `false` when somebody has begun to stop the pod
+    /// meanwhile.
+    pub(super) async fn ask_shim(self: &Arc<Self>, id: &PodId) -> std::result::Result<bool, LaunchError> {
         let open = self.launcher.reopen_pod(id).await?;
         let known =
             timeout(ANSWER_TIME, open.pod.containers()).await.map_err(|_| LaunchError::Protocol {
                 pod: id.clone(),
                 reason: format!("no answer within {} s", ANSWER_TIME.as_secs()),
             })??;
-        self.store.change_pod(id, |pod| {
-            pod.live = Some(open.pod);
-            pod.wait = None;
-            pod.ips.clone_from(&pod.record.ips);
-        });
-        self.store.pod_event(id, PodEvent::Found);
+        if !self.store.pod_is_found(id, open.pod) {
+            return Ok(false);
+        }
         for container in known {
             self.fold(&container.id, container.state);
         }
@@ -84,7 +84,7 @@ impl Runtime {
             }
         }
         self.watch(id.clone(), open.events);
-        Ok(())
+        Ok(true)
     }
 
     /// Asks the pod's shim, in the background, for a container of which it is not known whether it runs, until
