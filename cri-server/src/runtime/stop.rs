@@ -236,10 +236,18 @@ impl Runtime {
         self.store.wait_container(id, over).await;
     }
 
-    /// Ends a container whose shim is gone.
     async fn end_orphan(self: &Arc<Self>, container: &Container) -> Result<()> {
+        self.end_unattended_container(container, "its shim was gone when it was stopped").await
+    }
+
+    /// Ends a container whose shim is gone.
+    pub(super) async fn end_unattended_container(
+        self: &Arc<Self>,
+        container: &Container,
+        why: &str,
+    ) -> Result<()> {
         self.kill_cgroup(container).await?;
-        self.commit_unattended(container, "its shim was gone when it was stopped".to_owned()).await;
+        self.commit_unattended(container, why.to_owned()).await;
         Ok(())
     }
 

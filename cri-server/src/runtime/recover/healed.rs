@@ -105,11 +105,12 @@ impl Runtime {
         }
         info!(container = %id, "it was damaged and can be used again");
         let Some(container) = self.store.container(&id) else { return Ok(()) };
-        let Some(now) = self.store.pod(&pod).filter(|pod| pod.wait.is_none()) else { return Ok(()) };
+        let settled = self.store.pod(&pod).filter(|pod| pod.wait.is_none() || pod.ended);
+        let Some(now) = settled else { return Ok(()) };
         let Some(live) = now.live else {
-            self.commit_unattended(&container, "its shim was gone when its record was put back".to_owned())
-                .await;
-            return Ok(());
+            // What was ended with the shim was what was known of the pod: this was not.
+            let why = "its shim was gone when its record was put back";
+            return self.end_unattended_container(&container, why).await;
         };
         if let Err(reason) = self.fold_one(live.as_ref(), container).await {
             warn!(container = %id, %reason, "not known whether it runs; asked again in the background");
