@@ -71,14 +71,19 @@ impl Runtime {
         self.damage_of_container(id).map_or(Ok(()), |(_, words)| Err(Error::Precondition(words)))
     }
 
+    /// Of a pod that is gone.
     pub(super) fn forget_damage_of(&self, pod: &PodId) {
-        let (state, run) = (self.layout.pod_state(pod), self.layout.pod_run(pod));
         let network = self.layout.cni_cache().join(format!("{pod}.json"));
+        self.forget_damage_beneath(pod);
+        self.store.forget_damaged(|damage| damage.hides == Hidden::Nothing && damage.path == network);
+    }
+
+    /// As [`forget_damage_of`](Self::forget_damage_of), of what its records are read for: not of its network.
+    pub(super) fn forget_damage_beneath(&self, pod: &PodId) {
+        let (state, run) = (self.layout.pod_state(pod), self.layout.pod_run(pod));
         self.store.forget_damaged(|damage| match &damage.hides {
             Hidden::Pod(hidden) | Hidden::Container(hidden, _) => hidden == pod,
-            Hidden::Nothing => {
-                damage.path.starts_with(&state) || damage.path.starts_with(&run) || damage.path == network
-            }
+            Hidden::Nothing => damage.path.starts_with(&state) || damage.path.starts_with(&run),
         });
     }
 

@@ -60,7 +60,8 @@ impl Runtime {
             let places = [runtime.layout.pod_state(&key), runtime.layout.pod_run(&key)];
             let gone = places.iter().all(|place| place.symlink_metadata().is_err());
             if gone || matches!(runtime.read_pod_record(&key), Ok(Some(_))) {
-                runtime.forget_damage_of(&key);
+                // Its network's record may be damaged still, and is looked at by itself.
+                runtime.forget_damage_beneath(&key);
                 return Ok(!gone && runtime.load_pod(key.as_str()).is_some());
             }
             Ok(false)
