@@ -86,28 +86,38 @@ impl Runtime {
         let _turn = container.updating.lock().await;
         let id = &container.record.id;
         match guarded(self.start(&container)).await {
-            Ok(run) => {
+            Ok(Ok(run)) => {
                 self.store.container_event(id, ContainerEvent::Started(run));
                 self.keep_status(id);
                 info!(container = %id, pid = run.pid, "container started");
                 Ok(())
             }
-            Err(error) => {
-                let ended = Ended {
-                    started_at: None,
-                    finished_at: SystemTime::now(),
-                    code: NOT_STARTED,
-                    reason: "StartError".to_owned(),
-                    message: error.to_string(),
-                };
-                self.store.container_event(id, ContainerEvent::StartFailed(ended));
-                self.status_kept(id).await;
-                Err(error)
+            // The shim may go on with it: only it knows.
+            Ok(Err(lost @ LaunchError::Lost { .. })) => {
+                self.store.container_event(id, ContainerEvent::StartLost);
+                self.ask_for_container(id.clone());
+                Err(lost.into())
             }
+            Ok(Err(error)) => self.start_failed(id, error.into()).await,
+            Err(error) => self.start_failed(id, error).await,
         }
     }
 
-    async fn start(&self, container: &Container) -> Result<Run> {
+    async fn start_failed(self: &Arc<Self>, id: &ContainerId, error: Error) -> Result<()> {
+        let ended = Ended {
+            started_at: None,
+            finished_at: SystemTime::now(),
+            code: NOT_STARTED,
+            reason: "StartError".to_owned(),
+            message: error.to_string(),
+        };
+        self.store.container_event(id, ContainerEvent::StartFailed(ended));
+        self.status_kept(id).await;
+        Err(error)
+    }
+
+    /// What the pod's shim answers to the start; an error when it was not asked.
+    async fn start(&self, container: &Container) -> Result<std::result::Result<Run, LaunchError>> {
         let record = &container.record;
         let pod = self.store.pod(&record.pod).ok_or_else(|| Error::not_found("pod", record.pod.as_str()))?;
         let live = match (&pod.live, pod.phase) {
@@ -128,8 +138,8 @@ impl Runtime {
                 stdin: record.config.stdin,
                 stdin_once: record.config.stdin_once,
             })
-            .await?;
-        Ok(Run { pid: started.pid, started_at: started.at })
+            .await;
+        Ok(started.map(|started| Run { pid: started.pid, started_at: started.at }))
     }
 
     /// The container's cgroup in every hierarchy: some are mounted into it, and on version 2 its device

@@ -71,14 +71,19 @@ impl Runtime {
         self.damage_of_container(id).map_or(Ok(()), |(_, words)| Err(Error::Precondition(words)))
     }
 
+    /// Of a pod that is gone.
     pub(super) fn forget_damage_of(&self, pod: &PodId) {
-        let (state, run) = (self.layout.pod_state(pod), self.layout.pod_run(pod));
         let network = self.layout.cni_cache().join(format!("{pod}.json"));
+        self.forget_damage_beneath(pod);
+        self.store.forget_damaged(|damage| damage.hides == Hidden::Nothing && damage.path == network);
+    }
+
+    /// As [`forget_damage_of`](Self::forget_damage_of), of what its records are read for: not of its network.
+    pub(super) fn forget_damage_beneath(&self, pod: &PodId) {
+        let (state, run) = (self.layout.pod_state(pod), self.layout.pod_run(pod));
         self.store.forget_damaged(|damage| match &damage.hides {
             Hidden::Pod(hidden) | Hidden::Container(hidden, _) => hidden == pod,
-            Hidden::Nothing => {
-                damage.path.starts_with(&state) || damage.path.starts_with(&run) || damage.path == network
-            }
+            Hidden::Nothing => damage.path.starts_with(&state) || damage.path.starts_with(&run),
         });
     }
 
@@ -102,7 +107,7 @@ impl Runtime {
     }
 
     async fn discard_damaged(self: Arc<Self>, id: &PodId) -> Result<()> {
-        let _nobody_takes_it_up = self.looking.lock().await;
+        let _nobody_takes_it_up = self.healing.lock().await;
         let cgroup = self.cgroup_of(format!("pause-{id}"), self.cgroup_parent.child(id.as_str())).await?;
         let record = pod_by_name(id, cgroup);
         self.halt_pod(&record).await?;
@@ -141,7 +146,7 @@ impl Runtime {
     }
 
     async fn drop_damaged(self: Arc<Self>, pod: &PodId, id: &ContainerId) -> Result<()> {
-        let _nobody_takes_it_up = self.looking.lock().await;
+        let _nobody_takes_it_up = self.healing.lock().await;
         let record = match self.store.pod(pod) {
             Some(pod) => (*pod.record).clone(),
             None => {

@@ -99,8 +99,10 @@ pub struct Runtime {
     usage: stats::Memory,
     /// Held by who writes or removes the status files of containers; by threads that may block only.
     status_files: std::sync::Mutex<()>,
-    /// Held by who takes up or removes what was damaged.
+    /// Held by who looks again at what was damaged: one at a time.
     looking: tokio::sync::Mutex<()>,
+    /// Held by who takes up or removes what was damaged. A removal may take long: only removals wait for it.
+    healing: tokio::sync::Mutex<()>,
     /// What the state directory's disk has not taken yet.
     undone: upkeep::Undone,
     /// What was last found of that disk.
@@ -168,6 +170,7 @@ impl Runtime {
             usage: stats::Memory::default(),
             status_files: std::sync::Mutex::default(),
             looking: tokio::sync::Mutex::default(),
+            healing: tokio::sync::Mutex::default(),
             undone: upkeep::Undone::default(),
             last_room: std::sync::Mutex::new(Room::Enough),
             room_looks: Arc::new(tokio::sync::Semaphore::new(1)),

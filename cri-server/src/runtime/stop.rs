@@ -146,6 +146,8 @@ impl Runtime {
         match pod.and_then(|pod| pod.live) {
             None => self.store.wait_container(id, settled).await,
             Some(live) => tokio::select! {
+                // A shim that says nothing keeps only who waits for it.
+                biased;
                 () = self.store.wait_container(id, settled) => {}
                 silent = live.silent() => return Err(silent.into()),
             },
@@ -164,18 +166,19 @@ impl Runtime {
     /// Signals the container, waits for its exit until the deadline, which may move closer, and kills it.
     async fn end(self: Arc<Self>, id: &ContainerId) -> Result<()> {
         let Some(container) = self.store.container(id) else { return Ok(()) };
-        let Some(live) = self.store.pod(&container.record.pod).and_then(|pod| pod.live) else {
-            return self.end_orphan(&container).await;
-        };
+        let live = || self.store.pod(&container.record.pod).and_then(|pod| pod.live);
+        let Some(asked) = live() else { return self.end_orphan(&container).await };
         if deadline(&container.phase).is_some_and(|deadline| deadline > Instant::now()) {
             // One that cannot be sent leaves the container its grace, and the KILL after it.
-            if let Err(error) = live.signal(id, container.record.stop_signal, SignalTo::Init).await {
+            if let Err(error) = asked.signal(id, container.record.stop_signal, SignalTo::Init).await {
                 warn!(container = %id, signal = container.record.stop_signal, %error, "stop signal not sent");
             }
             if self.ended_in_time(id).await {
                 return Ok(());
             }
         }
+        // Meanwhile it may be another one, or gone.
+        let Some(live) = live() else { return self.end_orphan(&container).await };
         match live.signal(id, libc::SIGKILL, SignalTo::All).await {
             // Whoever notices that as well does the same.
             Err(LaunchError::Gone { .. }) => return self.end_orphan(&container).await,
@@ -233,10 +236,18 @@ impl Runtime {
         self.store.wait_container(id, over).await;
     }
 
-    /// Ends a container whose shim is gone.
     async fn end_orphan(self: &Arc<Self>, container: &Container) -> Result<()> {
+        self.end_unattended_container(container, "its shim was gone when it was stopped").await
+    }
+
+    /// Ends a container whose shim is gone.
+    pub(super) async fn end_unattended_container(
+        self: &Arc<Self>,
+        container: &Container,
+        why: &str,
+    ) -> Result<()> {
         self.kill_cgroup(container).await?;
-        self.commit_unattended(container, "its shim was gone when it was stopped".to_owned()).await;
+        self.commit_unattended(container, why.to_owned()).await;
         Ok(())
     }
 

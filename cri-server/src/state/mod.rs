@@ -6,17 +6,18 @@
 
 mod damaged;
 mod events;
+mod held;
 mod object;
 mod phase;
 mod record;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard},
     time::SystemTime,
 };
 
-use podhold_sandbox::{ContainerId, PodId, launch::LivePod};
+use podhold_sandbox::{ContainerId, PodId};
 use tokio::sync::watch;
 
 use self::events::{Readers, Told};
@@ -245,24 +246,6 @@ impl Store {
     /// Moves a pod to its next phase and returns it as it is then. `None` when it is gone.
     pub fn pod_event(&self, id: &PodId, event: PodEvent) -> Option<Result<Pod, IllegalTransition>> {
         self.lock().pod_event(id, event)
-    }
-
-    /// The pod's shim is dead: the pod is NotReady, and what runs in it belongs to nobody until it has been
-    /// ended; all of that at once, so that no answer has one without the other. Gives its handle, if it had one.
-    pub fn pod_is_unheld(&self, id: &PodId) -> Option<Arc<dyn LivePod>> {
-        let mut inner = self.lock();
-        let pod = &mut inner.pods.get_mut(id)?.value;
-        (pod.ips, pod.wait) = (Vec::new(), None);
-        let (live, containers) = (pod.live.take(), pod.containers.clone());
-        for container in containers {
-            if let Some(slot) = inner.containers.get_mut(&container) {
-                slot.value.unheld = true;
-                slot.wake();
-            }
-        }
-        // Fits every phase.
-        let _died = inner.pod_event(id, PodEvent::Died);
-        live
     }
 
     /// Changes what is known of a pod besides its phase.

@@ -38,7 +38,7 @@ pub enum ContainerPhase {
     Exited(Ended),
     /// What is left of it is being undone; `None` when it never ran.
     Removing(Option<Ended>),
-    /// Found on disk by a new daemon, which has no answer of its shim yet.
+    /// Found on disk by a new daemon, which has no answer of its shim yet, or the answer to its start was lost.
     Unknown {
         /// When it was started, as far as its record says so.
         started_at: Option<SystemTime>,
@@ -80,6 +80,8 @@ pub enum ContainerEvent {
     Started(Run),
     /// The shim could not start it.
     StartFailed(Ended),
+    /// The connection to the shim was lost before it has said how the start went: it may still be made.
+    StartLost,
     /// StopContainer claims, or lowers the deadline of an earlier one.
     StopClaimed(Instant),
     /// Its first process was reaped, or is known to be gone.
@@ -157,6 +159,7 @@ impl ContainerPhase {
             (P::Created, E::StartClaimed) | (P::Unknown { .. }, E::FoundStarting) => P::Starting,
             (P::Starting | P::Unknown { .. }, E::Started(run)) => P::Running(run),
             (P::Starting, E::StartFailed(ended)) => P::Exited(ended),
+            (P::Starting, E::StartLost) => P::Unknown { started_at: None },
             (P::Running(run), E::StopClaimed(deadline)) => P::Stopping { run: *run, deadline },
             (P::Stopping { run, deadline }, E::StopClaimed(sooner)) => {
                 P::Stopping { run: *run, deadline: sooner.min(*deadline) }
@@ -292,6 +295,18 @@ mod tests {
         let phase = ContainerPhase::Starting.after(ContainerEvent::Exited(ended(3))).unwrap();
         let known = Ended { started_at: Some(run().started_at), ..ended(3) };
         assert_eq!(phase.after(ContainerEvent::Started(run())), Ok(ContainerPhase::Exited(known)));
+    }
+
+    #[test]
+    fn a_start_without_an_answer_is_what_the_shim_says_later() {
+        let lost = ContainerPhase::Starting.after(ContainerEvent::StartLost).unwrap();
+        assert_eq!(lost, ContainerPhase::Unknown { started_at: None });
+        assert_eq!(lost.after(ContainerEvent::Started(run())), Ok(ContainerPhase::Running(run())));
+        assert_eq!(lost.after(ContainerEvent::FoundStarting), Ok(ContainerPhase::Starting));
+        assert_eq!(lost.after(ContainerEvent::NeverStarted), Ok(ContainerPhase::Created));
+        assert_eq!(lost.after(ContainerEvent::Exited(ended(3))), Ok(ContainerPhase::Exited(ended(3))));
+        // Somebody has asked before the start has noticed.
+        assert!(ContainerPhase::Running(run()).after(ContainerEvent::StartLost).is_err());
     }
 
     #[test]

@@ -185,10 +185,14 @@ impl Line {
     }
 }
 
-/// What does the same when it is done twice. A command that is run again is another command, and files that
-/// were sent are gone.
+/// What does the same when it is done twice. A command that is run again is another command, files that were
+/// sent are gone, and many a program takes the second signal for more than the first: only a KILL is one.
 fn may_be_repeated(call: &Call) -> bool {
-    !matches!(call, Call::Exec(_) | Call::Attach(_) | Call::KillExec(_))
+    match call {
+        Call::Exec(_) | Call::Attach(_) | Call::KillExec(_) => false,
+        Call::Signal(sent) => sent.signal == libc::SIGKILL,
+        _ => true,
+    }
 }
 
 impl Keeper {
@@ -301,5 +305,19 @@ async fn end_of(process: Option<&Process>) {
     match process {
         Some(process) => drop(process.readable().await),
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podhold_proto::shim::Signal;
+
+    use super::*;
+
+    #[test]
+    fn of_signals_only_a_kill_is_sent_twice() {
+        let sent = |signal| Call::Signal(Signal { container: "c1".to_owned(), signal, all: false });
+        assert!(may_be_repeated(&sent(libc::SIGKILL)));
+        assert!(!may_be_repeated(&sent(libc::SIGTERM)) && !may_be_repeated(&sent(libc::SIGHUP)));
     }
 }

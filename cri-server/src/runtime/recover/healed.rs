@@ -27,8 +27,17 @@ impl Runtime {
         if self.store.damaged().is_empty() {
             return;
         }
-        // One looks at a time, and none while one of them is removed.
+        // What is taken up is taken up wholly, whether who asks stays or goes away.
+        let runtime = Arc::clone(self);
+        if let Err(error) = tokio::spawn(async move { runtime.look_at_damaged().await }).await {
+            warn!(%error, "what is damaged was not looked at again");
+        }
+    }
+
+    async fn look_at_damaged(self: &Arc<Self>) {
         let _turn = self.looking.lock().await;
+        // While one of them is removed, all are as they were last found.
+        let Ok(_nobody_removes) = self.healing.try_lock() else { return };
         let networks: Vec<_> = self.cni.damaged().await.into_iter().map(|(pod, _)| pod).collect();
         for damage in self.store.damaged() {
             let done = match damage.hides.clone() {
@@ -51,7 +60,8 @@ impl Runtime {
             let places = [runtime.layout.pod_state(&key), runtime.layout.pod_run(&key)];
             let gone = places.iter().all(|place| place.symlink_metadata().is_err());
             if gone || matches!(runtime.read_pod_record(&key), Ok(Some(_))) {
-                runtime.forget_damage_of(&key);
+                // Its network's record may be damaged still, and is looked at by itself.
+                runtime.forget_damage_beneath(&key);
                 return Ok(!gone && runtime.load_pod(key.as_str()).is_some());
             }
             Ok(false)
@@ -96,15 +106,16 @@ impl Runtime {
         }
         info!(container = %id, "it was damaged and can be used again");
         let Some(container) = self.store.container(&id) else { return Ok(()) };
-        let Some(now) = self.store.pod(&pod).filter(|pod| pod.wait.is_none()) else { return Ok(()) };
+        let settled = self.store.pod(&pod).filter(|pod| pod.wait.is_none() || pod.ended);
+        let Some(now) = settled else { return Ok(()) };
         let Some(live) = now.live else {
-            self.commit_unattended(&container, "its shim was gone when its record was put back".to_owned())
-                .await;
-            return Ok(());
+            // What was ended with the shim was what was known of the pod: this was not.
+            let why = "its shim was gone when its record was put back";
+            return self.end_unattended_container(&container, why).await;
         };
-        match live.containers().await?.into_iter().find(|known| known.id == id) {
-            Some(known) => self.fold(&id, known.state),
-            None => self.fold_unlisted(container).await,
+        if let Err(reason) = self.fold_one(live.as_ref(), container).await {
+            warn!(container = %id, %reason, "not known whether it runs; asked again in the background");
+            self.ask_for_container(id);
         }
         Ok(())
     }

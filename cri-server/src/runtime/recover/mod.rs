@@ -87,7 +87,9 @@ impl Runtime {
             false => self.ask_shim(&id).await,
         };
         match asked {
-            Ok(()) => {}
+            Ok(true) => {}
+            // Asked again if whoever stops it fails.
+            Ok(false) => self.keep_asking(id),
             Err(LaunchError::Gone { .. }) => {
                 info!(pod = %id, "pod does not run");
                 let runtime = Arc::clone(self);

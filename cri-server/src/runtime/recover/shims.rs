@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use podhold_sandbox::{
     ContainerId, PodId,
-    launch::{KnownState, LaunchError},
+    launch::{KnownState, LaunchError, LivePod},
 };
 use tokio::time::timeout;
 use tracing::warn;
 
 use super::super::Runtime;
-use crate::state::{Container, ContainerEvent, ContainerPhase, PodEvent, PodPhase, Run, Wait};
+use crate::state::{Container, ContainerEvent, ContainerPhase, PodPhase, Run, Wait};
 
 /// How long a shim that was dialled may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -38,7 +38,9 @@ impl Runtime {
                     _ => return,
                 }
                 match runtime.ask_shim(&id).await {
-                    Ok(()) => return,
+                    Ok(true) => return,
+                    // Asked again if that fails.
+                    Ok(false) => {}
                     Err(LaunchError::Gone { .. }) => break,
                     Err(reason) => {
                         warn!(pod = %id, reason = %reason, "shim still does not answer");
@@ -61,20 +63,18 @@ impl Runtime {
         });
     }
 
-    /// Dials the shim and folds what it says into the store.
-    pub(super) async fn ask_shim(self: &Arc<Self>, id: &PodId) -> std::result::Result<(), LaunchError> {
+    /// Dials the shim and folds what it says into the store; `false` when somebody has begun to stop the pod
+    /// meanwhile.
+    pub(super) async fn ask_shim(self: &Arc<Self>, id: &PodId) -> std::result::Result<bool, LaunchError> {
         let open = self.launcher.reopen_pod(id).await?;
         let known =
             timeout(ANSWER_TIME, open.pod.containers()).await.map_err(|_| LaunchError::Protocol {
                 pod: id.clone(),
                 reason: format!("no answer within {} s", ANSWER_TIME.as_secs()),
             })??;
-        self.store.change_pod(id, |pod| {
-            pod.live = Some(open.pod);
-            pod.wait = None;
-            pod.ips.clone_from(&pod.record.ips);
-        });
-        self.store.pod_event(id, PodEvent::Found);
+        if !self.store.pod_is_found(id, open.pod) {
+            return Ok(false);
+        }
         for container in known {
             self.fold(&container.id, container.state);
         }
@@ -84,6 +84,47 @@ impl Runtime {
             }
         }
         self.watch(id.clone(), open.events);
+        Ok(true)
+    }
+
+    /// Asks the pod's shim, in the background, for a container of which it is not known whether it runs, until
+    /// that is known. Who asks for all of an unanswered pod, or ends it, learns of this one as well.
+    pub(in crate::runtime) fn ask_for_container(self: &Arc<Self>, id: ContainerId) {
+        let runtime = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                let container = runtime.store.container(&id);
+                let unknown = container.filter(|now| matches!(now.phase, ContainerPhase::Unknown { .. }));
+                let Some(container) = unknown else { return };
+                let Some(pod) = runtime.store.pod(&container.record.pod) else { return };
+                match pod.live {
+                    _ if pod.phase == PodPhase::Unanswered => {}
+                    None if pod.ended => return runtime.fold_unlisted(container).await,
+                    None => {}
+                    Some(live) => {
+                        if let Err(reason) = runtime.fold_one(live.as_ref(), container).await {
+                            warn!(container = %id, %reason, "not known whether it runs; asked again");
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Folds what the pod's shim says of one container of which it was not known whether it runs.
+    pub(super) async fn fold_one(
+        self: &Arc<Self>,
+        live: &dyn LivePod,
+        container: Container,
+    ) -> std::result::Result<(), LaunchError> {
+        let known = live.containers().await?;
+        match known.into_iter().find(|known| known.id == container.record.id) {
+            Some(known) => self.fold(&known.id, known.state),
+            None => self.fold_unlisted(container).await,
+        }
         Ok(())
     }
 
