@@ -2,6 +2,7 @@
 
 mod accept;
 mod answer;
+mod deadline;
 mod events;
 mod families;
 mod image_service;
@@ -26,7 +27,7 @@ use podhold_proto::{
 use tokio::{io::DuplexStream, net::UnixListener};
 use tonic::{Status, transport::Server};
 
-use self::images::OwnImages;
+use self::{deadline::InTime, images::OwnImages};
 use crate::{descriptors, runtime::Runtime, streaming::Streaming};
 
 /// Largest request that is read, in bytes; what containerd allows.
@@ -72,6 +73,7 @@ pub async fn serve(
     let own = OwnImages { runtime: Arc::clone(&runtime) };
     let service = Service { runtime, streaming };
     Server::builder()
+        .layer(tower::layer::layer_fn(InTime))
         .add_service(ImagesServer::new(own))
         .add_service(
             RuntimeServiceServer::new(service.clone())
