@@ -131,8 +131,10 @@ attach_by_terminal() {
 forward() {
 	local t="$1" pod="$2" client_pid clients=()
 	# Not by the function: its process would be a shell's, and the signal would not reach the client.
+	# Emptied before, so that what an earlier client said is not taken for its words.
+	: >"$work/forward-$t"
 	timeout 60 "${client[@]}" port-forward --transport "$t" "$pod" 18080:8080 18081:8081 18082:9 \
-		>"$work/forward-$t" 2>&1 &
+		>>"$work/forward-$t" 2>&1 &
 	client_pid=$!
 	wait_for "$t: port-forward listens" 'Forwarding from 127.0.0.1:18082' cat "$work/forward-$t"
 	for n in 1 2 3 4 5 6 7 8; do
