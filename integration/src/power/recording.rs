@@ -143,7 +143,7 @@ mod tests {
         let events = vec![write(at, 1), Event::Flush, write(at, 2), write(at + 2 * SECTOR, 3)];
         let recording = Recording { base: vec![0; at + 4 * SECTOR], events, ends: Vec::new() };
         let mut seen = std::collections::BTreeSet::new();
-        for seed in 0..400 {
+        for seed in 0..4000 {
             let disk = recording.cut(4, &mut Dice::new(Some(seed)));
             let sectors: Vec<u8> = disk[at..].chunks(SECTOR).map(|sector| sector[0]).collect();
             assert!(disk.chunks(SECTOR).all(|sector| sector.iter().all(|byte| *byte == sector[0])));
