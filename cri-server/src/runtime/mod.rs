@@ -262,12 +262,12 @@ fn make_directories(layout: &Layout) -> Result<[std::fs::File; 2]> {
 const EXECUTED: Duration = Duration::from_secs(2);
 
 /// Locks a directory itself, in which nothing can be in the way of a lock. Blocks.
+#[expect(clippy::disallowed_methods, reason = "a lock can be waited for, but not for a while")]
 fn lock(dir: &Path) -> Result<std::fs::File> {
     let file = std::fs::File::open(dir).map_err(Error::doing(format!("opening {}", dir.display())))?;
     let deadline = Instant::now() + EXECUTED;
     let mut locked = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
     while locked == Err(rustix::io::Errno::WOULDBLOCK) && Instant::now() < deadline {
-        // A lock can be waited for, but not for a while.
         std::thread::sleep(Duration::from_millis(10));
         locked = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
     }

@@ -403,12 +403,12 @@ fn internal(reason: String) -> ImageError {
 const EXECUTED: Duration = Duration::from_secs(2);
 
 /// Locks the directory itself, in which nothing can be in the way of a lock. Blocks.
+#[expect(clippy::disallowed_methods, reason = "a lock can be waited for, but not for a while")]
 fn lock(dir: &Path) -> Result<fs::File, ImageError> {
     let file = fs::File::open(dir).map_err(ImageError::io(format!("open {}", dir.display())))?;
     let deadline = Instant::now() + EXECUTED;
     let mut locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
     while locked == Err(rustix::io::Errno::WOULDBLOCK) && Instant::now() < deadline {
-        // A lock can be waited for, but not for a while.
         std::thread::sleep(Duration::from_millis(10));
         locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
     }
