@@ -133,7 +133,7 @@ pub(crate) fn authority_of(registry: &str) -> &str {
 }
 
 /// The registry itself, with nothing configured.
-fn upstream(registry: &str) -> Host {
+pub(crate) fn upstream(registry: &str) -> Host {
     let authority = authority_of(registry);
     let port = authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.contains(']'));
     let plain = is_loopback(authority) && port.is_some_and(|port| port != "443");

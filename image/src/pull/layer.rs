@@ -157,22 +157,16 @@ impl Making {
             }
         };
         drop(permit);
-        let (ingest, unpacked) = match &parent {
-            _ if unpacked.links.is_empty() => (ingest, unpacked),
-            None => self.borrow(ingest, unpacked).await?,
-            Some(parent) => {
-                parent.done().await?;
-                self.borrow(ingest, unpacked).await?
-            }
-        };
+        // Layers are sealed side by side, so that one sync serves many; one that must look into the layers below
+        // waits for these first.
+        let looks_below = !(unpacked.links.is_empty() && unpacked.implicit.is_empty());
+        if let Some(parent) = parent.as_ref().filter(|_| looks_below) {
+            parent.done().await?;
+        }
+        let (ingest, unpacked) = self.borrow(ingest, unpacked).await?;
         let blob = (job.blob.digest.clone(), job.blob.size);
         let record = LayerRecord::new(job.chain.clone(), job.diff_id.clone(), blob, &unpacked);
         let lowers = job.lowers.clone();
-        // Layers are sealed side by side, so that one sync serves many; one that must look into the layers below
-        // waits for these first.
-        if let Some(parent) = parent.as_ref().filter(|_| !unpacked.implicit.is_empty()) {
-            parent.done().await?;
-        }
         let sealing = tokio::task::spawn_blocking(move || ingest.seal(record, &unpacked, &lowers));
         let sealed = sealing.await.map_err(|_| self.cancelled())??;
         if let Some(parent) = parent {
@@ -242,6 +236,9 @@ impl Making {
 
     /// Makes the hard links to files of the layers below, which are complete.
     async fn borrow(&self, ingest: Ingest, mut unpacked: Unpacked) -> Result<(Ingest, Unpacked), ImageError> {
+        if unpacked.links.is_empty() {
+            return Ok((ingest, unpacked));
+        }
         let lowers = self.job.lowers.clone();
         let (reference, layer) = (self.session.reference.to_string(), self.job.blob.digest.clone());
         // Dropped with this future, which ends the copying.

@@ -30,13 +30,13 @@ use self::{
 };
 use crate::{
     Inner,
-    digest::{ChainId, Digest},
+    digest::Digest,
     documents,
     error::{ErrorKind, ImageError},
     manifest::{self, Configuration, Layout},
     reference::Reference,
     registry::{self, Session},
-    store::{Image, NewImage},
+    store::{Arrival, Image},
 };
 
 /// Brings an image here. See [`crate::Images::pull`].
@@ -63,17 +63,19 @@ async fn bring(
     if let Some(image) = inner.store.known(&top.digest)
         && let Ok(id) = Digest::parse(&image.id)
     {
-        let new = NewImage {
-            reference: reference.clone(),
+        let (tags, digests) = names(reference, &top.digest);
+        let arrival = Arrival {
+            tags,
+            digests,
             id,
             target: top.digest.clone(),
             manifests: vec![top.digest],
             size: image.size,
-            // It is in the record.
             config: String::new(),
             layers: image.layers.clone(),
+            keep: Vec::new(),
         };
-        return commit(inner, new, image.layers.clone()).await;
+        return commit(inner, reference, arrival).await;
     }
     let target = top.digest.clone();
     let (document, layout) = documents::image_manifest(&session, &inner.platform, top).await?;
@@ -83,8 +85,10 @@ async fn bring(
     let jobs = jobs(&layout, &configuration);
     fetch_layers(inner, &session, &jobs, progress.as_ref()).await?;
     let blobs: u64 = layout.layers.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
-    let new = NewImage {
-        reference: reference.clone(),
+    let (tags, digests) = names(reference, &target);
+    let arrival = Arrival {
+        tags,
+        digests,
         id: layout.config.digest.clone(),
         manifests: if target == document.digest {
             vec![document.digest]
@@ -94,9 +98,10 @@ async fn bring(
         target,
         size: blobs.saturating_add(layout.config.size).saturating_add(document.body.len() as u64),
         config: raw,
-        layers: configuration.chain.clone(),
+        layers: configuration.chain,
+        keep: Vec::new(),
     };
-    let image = commit(inner, new, configuration.chain).await;
+    let image = commit(inner, reference, arrival).await;
     drop(lease);
     image
 }
@@ -114,23 +119,31 @@ fn jobs(layout: &Layout, configuration: &Configuration) -> Vec<LayerJob> {
         .collect()
 }
 
+/// The names that a pull gives: the tag it asked for, if it named no digest, and the name by digest.
+fn names(reference: &Reference, target: &Digest) -> (Vec<String>, Vec<String>) {
+    let name = reference.name();
+    let tag = reference.tag().filter(|_| reference.digest().is_none());
+    (tag.map(|tag| format!("{name}:{tag}")).into_iter().collect(), vec![format!("{name}@{target}")])
+}
+
 /// Records the image. Not undone when the caller goes away meanwhile.
-async fn commit(inner: &Arc<Inner>, new: NewImage, chain: Vec<ChainId>) -> Result<Arc<Image>, ImageError> {
-    let (inner, reference) = (Arc::clone(inner), new.reference.to_string());
-    let lease = inner.store.layers.lease(chain.clone());
+async fn commit(
+    inner: &Arc<Inner>,
+    reference: &Reference,
+    arrival: Arrival,
+) -> Result<Arc<Image>, ImageError> {
+    let (inner, owned) = (Arc::clone(inner), reference.to_string());
+    let lease = inner.store.layers.lease(arrival.layers.clone());
     let commit = tokio::task::spawn_blocking(move || {
-        if chain.iter().any(|chain| inner.store.layers.get(chain).is_none()) {
-            return Err(ImageError::image(
-                &new.reference,
-                ErrorKind::Unavailable,
-                "it was removed while it was pulled; pull again",
-            ));
+        if arrival.layers.iter().any(|chain| inner.store.layers.get(chain).is_none()) {
+            let reason = "it was removed while it was pulled; pull again";
+            return Err(ImageError::image(&owned, ErrorKind::Unavailable, reason));
         }
-        let image = inner.store.commit(new);
+        let image = inner.store.record(&arrival);
         drop(lease);
         image
     });
-    commit.await.unwrap_or(Err(ImageError::Cancelled(reference)))
+    commit.await.unwrap_or_else(|_| Err(ImageError::Cancelled(reference.to_string())))
 }
 
 /// Completes all layers that are not here. A layer that another pull had under way and that failed for

@@ -340,19 +340,7 @@ mod tests {
     }
 
     fn auth(scheme: &str, credentials: Option<Credentials>) -> Auth {
-        let host = Host {
-            scheme: scheme.to_owned(),
-            authority: "registry.test".to_owned(),
-            path: "/v2".to_owned(),
-            resolve: true,
-            pull: true,
-            upstream: true,
-            ca: Vec::new(),
-            client: None,
-            skip_verify: false,
-            headers: Vec::new(),
-            dial_timeout: None,
-        };
+        let host = Host { scheme: scheme.to_owned(), ..crate::hosts::upstream("registry.test") };
         let _ = rustls::crypto::ring::default_provider().install_default();
         let transport = super::super::client::transport(&Host { scheme: "http".to_owned(), ..host.clone() });
         Auth::new(&host, transport.unwrap(), credentials)

@@ -4,10 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use oci_spec::image::ImageConfiguration;
 
-use crate::{
-    digest::{ChainId, Digest},
-    reference::Reference,
-};
+use crate::digest::{ChainId, Digest};
 
 /// An image that is complete on this machine. A snapshot of what is known: names may change later.
 #[derive(Debug, Clone)]
@@ -58,7 +55,7 @@ pub(super) struct Tag {
 
 /// An image that came by any way, ready to be recorded.
 pub(crate) struct Arrival {
-    /// Names to be given: `NAME:TAG`, canonical.
+    /// Names to be given: `NAME:TAG`, canonical. They move here from the images that had them.
     pub(crate) tags: Vec<String>,
     /// Names by digest: `NAME@DIGEST`.
     pub(crate) digests: Vec<String>,
@@ -80,18 +77,6 @@ pub(crate) struct Contents {
     pub(crate) id: Digest,
     /// The index or manifest that is asked for.
     pub(crate) target: Digest,
-}
-
-/// A pulled image, ready to be recorded.
-pub(crate) struct NewImage {
-    pub(crate) reference: Reference,
-    pub(crate) id: Digest,
-    /// Digest of what the reference names: index or manifest.
-    pub(crate) target: Digest,
-    pub(crate) manifests: Vec<Digest>,
-    pub(crate) size: u64,
-    pub(crate) config: String,
-    pub(crate) layers: Vec<ChainId>,
 }
 
 impl ImageRecord {

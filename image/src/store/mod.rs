@@ -31,7 +31,7 @@ use std::{
 use rustix::fs::FlockOperation;
 
 pub use self::image::Image;
-pub(crate) use self::image::{Arrival, Contents, NewImage};
+pub(crate) use self::image::{Arrival, Contents};
 use self::{
     blobs::{Blobs, Staging},
     image::ImageRecord,
@@ -196,26 +196,6 @@ impl Store {
 
     fn path(&self, id: &Digest) -> PathBuf {
         self.records.join(format!("{}.json", id.hex()))
-    }
-
-    /// Records a pulled image, whose layers the caller holds. Blocks.
-    pub(crate) fn commit(&self, new: NewImage) -> Result<Arc<Image>, ImageError> {
-        let name = new.reference.name();
-        let tag = match (new.reference.tag(), new.reference.digest()) {
-            (Some(tag), None) => Some(format!("{name}:{tag}")),
-            _ => None,
-        };
-        self.record(&Arrival {
-            tags: tag.into_iter().collect(),
-            digests: vec![format!("{name}@{}", new.target)],
-            id: new.id,
-            target: new.target,
-            manifests: new.manifests,
-            size: new.size,
-            config: new.config,
-            layers: new.layers,
-            keep: Vec::new(),
-        })
     }
 
     /// Records an image, whose layers the caller holds. Its tags move here from the images that had them.

@@ -18,6 +18,12 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Waits before the next question, and longer before the one after.
+async fn rest(pause: &mut Duration) {
+    tokio::time::sleep(*pause).await;
+    *pause = (*pause * 2).min(LONGEST_PAUSE);
+}
+
 impl Runtime {
     /// A shim that is there and does not answer may be busy, or of a build that this one cannot talk to:
     /// its containers are not declared dead. Asked again and again, for there is no event to wait for.
@@ -26,8 +32,7 @@ impl Runtime {
         tokio::spawn(async move {
             let mut pause = FIRST_PAUSE;
             loop {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                rest(&mut pause).await;
                 match runtime.store.pod(&id) {
                     Some(pod) if pod.phase == PodPhase::Unanswered => {}
                     Some(pod) if pod.ended || pod.phase == PodPhase::Ready => return,
@@ -94,8 +99,7 @@ impl Runtime {
         tokio::spawn(async move {
             let mut pause = FIRST_PAUSE;
             loop {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                rest(&mut pause).await;
                 let container = runtime.store.container(&id);
                 let unknown = container.filter(|now| matches!(now.phase, ContainerPhase::Unknown { .. }));
                 let Some(container) = unknown else { return };
