@@ -43,6 +43,8 @@ impl Runtime {
             let done = match damage.hides.clone() {
                 Hidden::Pod(id) => self.take_up_pod(id).await,
                 Hidden::Container(pod, id) => self.take_up_container(pod, id).await,
+                // Archives are looked at when a daemon starts.
+                Hidden::Archive => Ok(()),
                 Hidden::Nothing => {
                     let networks = networks.clone();
                     self.forget_healed(damage.clone(), networks).await
