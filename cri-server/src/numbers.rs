@@ -146,7 +146,10 @@ mod tests {
     async fn silent_connections_keep_no_scraper_out() {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(answer_all(listener, Arc::new(|_: &Request<Incoming>| Response::new("numbers".to_owned()))));
+        tokio::spawn(answer_all(
+            listener,
+            Arc::new(|_: &Request<Incoming>| Response::new("numbers".to_owned())),
+        ));
         // If each kept its place for as long as it may, the scraper's turn would come after a minute.
         let mut silent = Vec::new();
         for _ in 0..6 * CONNECTIONS {

@@ -15,7 +15,11 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     config::{Config, ConfigError},
     error::chain,
+    output::{self, Unwritten},
 };
+
+/// What a shell says of a program that wrote to a pipe nobody reads: 128 and SIGPIPE.
+const UNREAD: u8 = 141;
 
 /// Kubernetes CRI container runtime.
 #[derive(Debug, Parser)]
@@ -77,9 +81,18 @@ impl Settings {
     }
 }
 
-/// Why a subcommand failed, in words for the terminal.
+/// Why a subcommand failed, in words for the terminal; empty when nobody reads what it writes.
 #[derive(Debug)]
 struct Failure(String);
+
+impl From<Unwritten> for Failure {
+    fn from(Unwritten(error): Unwritten) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Self(String::new()),
+            _ => Self(format!("standard output: {error}")),
+        }
+    }
+}
 
 impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
@@ -87,16 +100,29 @@ impl<E: std::error::Error + 'static> From<E> for Failure {
     }
 }
 
-/// Text that may quote a stranger, as a terminal may have it.
-fn printable(text: &str) -> String {
-    let shown = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
-    text.chars().map(shown).collect()
-}
-
 /// Runs what the arguments of this process say; the exit code of the process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
+    let result = Cli::try_parse().map_or_else(not_a_command, |cli| carry_out(cli.command));
+    result.unwrap_or_else(|Failure(reason)| {
+        if reason.is_empty() {
+            return ExitCode::from(UNREAD);
+        }
+        output::note(format_args!("{reason}"));
+        ExitCode::FAILURE
+    })
+}
+
+/// Help or the version, which were asked for; or what is wrong with the arguments.
+fn not_a_command(told: clap::Error) -> Result<ExitCode, Failure> {
+    let written = told.print();
+    if told.use_stderr() {
+        return Ok(ExitCode::from(u8::try_from(told.exit_code()).unwrap_or(2)));
+    }
+    written.map(|()| ExitCode::SUCCESS).map_err(|error| Unwritten(error).into())
+}
+
+fn carry_out(command: Command) -> Result<ExitCode, Failure> {
+    match command {
         Command::Serve(arguments) => serve::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Run(arguments) => run::main(&arguments),
         Command::Image(arguments) => image::main(&arguments).map(|()| ExitCode::SUCCESS),
@@ -105,13 +131,7 @@ pub fn main() -> ExitCode {
             look_up::main(&arguments);
             Ok(ExitCode::SUCCESS)
         }
-    };
-    result.unwrap_or_else(|Failure(reason)| {
-        use std::io::Write as _;
-        // To a full disk nothing can be said.
-        let _unsaid = writeln!(std::io::stderr(), "podhold: {}", printable(&reason));
-        ExitCode::FAILURE
-    })
+    }
 }
 
 /// Sends log lines to standard error.

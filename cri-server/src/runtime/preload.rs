@@ -97,7 +97,8 @@ impl Runtime {
         });
         let file = opened.await?;
         info!(archive = origin, "loading images");
-        let imported = self.import_images(Box::new(file), ImportOptions { origin, ..ImportOptions::default() }).await?;
+        let imported =
+            self.import_images(Box::new(file), ImportOptions { origin, ..ImportOptions::default() }).await?;
         Ok(imported.images.iter().map(|image| image.id.clone()).collect())
     }
 }
@@ -136,7 +137,10 @@ impl Seen {
             return Err("it is hidden, and may be half copied".to_owned());
         }
         if !ENDINGS.iter().any(|ending| name.ends_with(ending)) {
-            return Err(format!("by its name it is no archive of images: these end in {}", ENDINGS.join(", ")));
+            return Err(format!(
+                "by its name it is no archive of images: these end in {}",
+                ENDINGS.join(", ")
+            ));
         }
         let metadata = fs::metadata(path).map_err(|error| format!("it cannot be looked at: {error}"))?;
         if !metadata.is_file() {
@@ -176,7 +180,10 @@ mod tests {
         let archives: Vec<_> = shelf.archives.iter().map(|(path, _)| path.clone()).collect();
         assert_eq!(archives, [at("a.tar.zst"), at("b.tar")]);
         let others: Vec<_> = shelf.others.iter().map(|(path, _)| path.clone()).collect();
-        assert_eq!(others, [at(".half.tar"), at("README.md"), at("app.tar.xz"), at("dir.tar"), at("gone.tar")]);
+        assert_eq!(
+            others,
+            [at(".half.tar"), at("README.md"), at("app.tar.xz"), at("dir.tar"), at("gone.tar")]
+        );
         for ((path, reason), part) in
             shelf.others.iter().zip(["hidden", ".tar.zst", ".tar.zst", "not a regular file", "No such file"])
         {

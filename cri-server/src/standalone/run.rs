@@ -19,6 +19,7 @@ use super::{
 use crate::{
     config::Config,
     error::{Error, Result},
+    output,
     runtime::Runtime,
     state::{Container, ContainerPhase, Ended, Hidden, Pod},
 };
@@ -34,7 +35,7 @@ pub async fn run(manifest: Manifest, config: Config) -> Result<u8> {
     let runtime = Runtime::open(config).await?;
     let left = remove_pods(&runtime, |_| true).await.and(remove_damaged(&runtime).await);
     if let Err(error) = left {
-        eprintln!("podhold: what an earlier run left could not all be removed: {error}");
+        output::note(format_args!("what an earlier run left could not all be removed: {error}"));
     }
     let dir = runtime.config().run_dir.join("pod");
     let uid = format!("run-{}", std::process::id());
@@ -83,11 +84,8 @@ async fn remove_pods(runtime: &Arc<Runtime>, which: impl Fn(&Pod) -> bool) -> Re
 async fn remove_damaged(runtime: &Arc<Runtime>) -> Result<()> {
     for damage in runtime.store().damaged() {
         if let Hidden::Pod(id) = &damage.hides {
-            eprintln!(
-                "podhold: removing a pod of an earlier run: {}: {}",
-                damage.path.display(),
-                damage.reason
-            );
+            let (path, reason) = (damage.path.display(), &damage.reason);
+            output::note(format_args!("removing a pod of an earlier run: {path}: {reason}"));
             runtime.remove_pod(id.as_str()).await?;
         }
     }
@@ -130,7 +128,7 @@ async fn pull_images(runtime: &Arc<Runtime>, requests: &Requests) -> Result<()> 
             Pull::Never => return Err(Error::not_found("image (imagePullPolicy: Never)", image)),
         };
         if wanted && done.insert(image.clone()) {
-            eprintln!("podhold: pulling {image}");
+            output::note(format_args!("pulling {image}"));
             runtime.pull_image(&image, None, None).await?;
         }
     }
@@ -227,7 +225,7 @@ impl Show {
     }
 
     fn say(&self, text: &str) {
-        eprintln!("podhold: {text}");
+        output::note(format_args!("{text}"));
     }
 
     fn failed(&self, what: &str, name: &str, ended: &Ended) {
