@@ -129,12 +129,7 @@ impl Runtime {
             reason: "StartError".to_owned(),
             message: error.to_string(),
         };
-        let (runtime, id) = (Arc::clone(self), id.clone());
-        blocking("container status", move || {
-            runtime.commit_end(&id, ended, ContainerEvent::StartFailed);
-            Ok(())
-        })
-        .await?;
+        self.end_kept(id, ended, ContainerEvent::StartFailed).await;
         Err(error)
     }
 

@@ -112,11 +112,22 @@ impl Runtime {
     /// started, or is not known.
     pub async fn stop_container(self: &Arc<Self>, id: &str, grace: Duration) -> Result<()> {
         match self.store.find_container(id) {
-            Some(container) => {
-                self.wait_until_known(&container).await?;
-                self.stop(&container.record.id, grace).await
-            }
+            Some(container) => self.stop_known(&container, grace).await,
             None => self.refuse_damaged_container(id),
+        }
+    }
+
+    /// Stops a container as soon as it is known whether it runs.
+    async fn stop_known(self: &Arc<Self>, container: &Container, grace: Duration) -> Result<()> {
+        let id = &container.record.id;
+        loop {
+            self.wait_until_known(container).await?;
+            self.stop(id, grace).await?;
+            // The answer to a start that was under way may have been lost.
+            let unknown = |now: &Container| matches!(now.phase, ContainerPhase::Unknown { .. });
+            if !self.store.container(id).as_ref().is_some_and(unknown) {
+                return Ok(());
+            }
         }
     }
 
@@ -236,11 +247,15 @@ impl Runtime {
         self.store.wait_container(id, over).await;
     }
 
-    /// Ends a container whose shim is gone, or ends. Whoever has ended it or has noticed that commits what it has
-    /// recorded.
+    /// Ends a container whose shim is gone, or ends. Whoever ends the shim, or has noticed its end, commits what it
+    /// has recorded.
     async fn end_orphan(self: &Arc<Self>, container: &Container) -> Result<()> {
         self.kill_cgroup(container).await?;
-        if timeout(KILL_TIME, self.exited_or_gone(&container.record.id)).await.is_err() {
+        let id = &container.record.id;
+        let stopping =
+            self.store.pod(&container.record.pod).is_some_and(|pod| pod.phase == PodPhase::Stopping);
+        let attended = stopping || self.store.container(id).is_some_and(|now| now.unheld);
+        if !attended || timeout(KILL_TIME, self.exited_or_gone(id)).await.is_err() {
             self.commit_unattended(container, "its shim was gone when it was stopped".to_owned()).await;
         }
         Ok(())
@@ -277,9 +292,8 @@ impl Runtime {
 
     async fn drop_container(self: Arc<Self>, id: &ContainerId) -> Result<()> {
         if let Some(container) = self.store.container(id) {
-            self.wait_until_known(&container).await?;
+            self.stop_known(&container, Duration::ZERO).await?;
         }
-        self.stop(id, Duration::ZERO).await?;
         if self
             .store
             .container(id)

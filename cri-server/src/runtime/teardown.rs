@@ -1,7 +1,7 @@
 //! Undoes a pod or a container, whatever of it there is. Idempotent: it serves a failed start, Remove and
 //! recovery alike, because every name derives from the id.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use podhold_cgroups::CgroupPath;
 use podhold_image::Snapshots;
@@ -10,17 +10,23 @@ use podhold_sandbox::{
     launch::{LaunchError, LivePod},
     netns,
 };
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
-    Runtime, blocking, files,
+    Runtime, blocking,
+    damaged::container_names,
+    files,
     tree::{remove_recorded, remove_tree},
     volumes::Place,
 };
 use crate::{
     error::{Error, Result},
-    state::{ContainerRecord, PodPhase, PodRecord},
+    state::{ContainerRecord, Pod, PodPhase, PodRecord},
 };
+
+/// How long the removal of a container waits for the end of its pod's shim.
+const CLOSE_TIME: Duration = Duration::from_secs(30);
 
 impl Runtime {
     /// Ends the pod's processes and takes down its network. What is on disk stays.
@@ -61,7 +67,10 @@ impl Runtime {
     async fn kill_leftovers(self: &Arc<Self>, record: &PodRecord) -> Result<()> {
         if !self.is_of_earlier_boot(record) {
             match self.launcher.reopen_pod(&record.id).await {
-                Ok(open) => return self.close_shim(record, open.pod.as_ref()).await,
+                Ok(open) => {
+                    self.close_shim(record, open.pod.as_ref()).await?;
+                    return self.settle_ended(record).await;
+                }
                 Err(LaunchError::Gone { .. }) => {}
                 Err(error) => {
                     warn!(pod = %record.id, %error, "shim cannot be talked to; it is killed");
@@ -75,6 +84,11 @@ impl Runtime {
     /// how they have ended.
     async fn end_unattended(self: &Arc<Self>, record: &PodRecord) -> Result<()> {
         self.end_unheld(record).await?;
+        self.settle_ended(record).await
+    }
+
+    /// Commits how the containers of a pod have ended whose shim has ended.
+    async fn settle_ended(self: &Arc<Self>, record: &PodRecord) -> Result<()> {
         let (runtime, id) = (Arc::clone(self), record.id.clone());
         blocking("exits", move || {
             runtime.fold_unstarted(&id);
@@ -99,6 +113,7 @@ impl Runtime {
     async fn kill_processes(&self, record: &PodRecord) -> Result<()> {
         let mut leaves = vec![record.pause_cgroup()];
         leaves.extend(self.store.containers_of(&record.id).iter().map(|c| c.record.cgroup.clone()));
+        leaves.extend(self.damaged_leaves(record).await?);
         // Each waits for the kernel by itself: one that does not end keeps no other alive.
         let kills = leaves.into_iter().map(|leaf| {
             let cgroups = self.cgroups.clone();
@@ -108,6 +123,14 @@ impl Runtime {
         });
         let killed: Result<Vec<()>> = futures::future::join_all(kills).await.into_iter().collect();
         killed.map(drop)
+    }
+
+    /// The cgroups of the pod's containers whose records cannot be used: they may run.
+    async fn damaged_leaves(&self, record: &PodRecord) -> Result<Vec<CgroupPath>> {
+        let (layout, id) = (self.layout.clone(), record.id.clone());
+        let mut found = blocking("containers", move || Ok(container_names(&layout, &id))).await?;
+        found.retain(|container| self.store.container(container).is_none());
+        Ok(found.iter().map(|container| record.cgroup.child(container.as_str())).collect())
     }
 
     /// Undoes the pod wholly. Its containers must have been undone before.
@@ -135,7 +158,12 @@ impl Runtime {
         let cgroups = self.cgroups.clone();
         let snapshots = self.images.snapshots();
         let own = self.cgroup_parent.child(record.id.as_str());
+        let damaged = self.damaged_leaves(&record).await?;
         blocking("pod", move || {
+            for leaf in damaged.iter().filter(|leaf| cgroups.exists(leaf)) {
+                cgroups.kill(leaf)?;
+                cgroups.remove(leaf)?;
+            }
             clear_run(&layout, &record.id, snapshots.as_ref())?;
             cgroups.remove(&record.pause_cgroup())?;
             if record.cgroup == own {
@@ -203,9 +231,15 @@ impl Runtime {
             match live.delete(&record.id).await {
                 // What it would have ended is ended below.
                 Ok(()) | Err(LaunchError::Gone { .. }) => {}
-                // A shim that ends with its pod does nothing else any more.
-                Err(_) if self.store.pod(&record.pod).is_some_and(|pod| pod.live.is_none()) => {
-                    self.stop_pod(record.pod.as_str()).await?;
+                // A shim that ends with its pod does nothing else any more. What it ends is nobody's afterwards.
+                Err(error) if self.store.pod(&record.pod).is_some_and(|pod| pod.live.is_none()) => {
+                    let stopped = |pod: Option<&Pod>| match pod {
+                        Some(pod) if pod.phase == PodPhase::Stopping => None,
+                        _ => Some(()),
+                    };
+                    timeout(CLOSE_TIME, self.store.wait_pod(&record.pod, stopped))
+                        .await
+                        .map_err(|_| error)?;
                 }
                 Err(error) => return Err(error.into()),
             }

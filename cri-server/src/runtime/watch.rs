@@ -13,10 +13,10 @@ use podhold_sandbox::{
     launch::{Exit, PodEvent as ShimEvent},
     record::{self, RecordError},
 };
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
 use tracing::{info, warn};
 
-use super::Runtime;
+use super::{Runtime, blocking, flight::guarded};
 use crate::error::chain;
 use crate::state::{
     Container, ContainerEvent, ContainerPhase, ContainerStatusRecord, Ended, Hidden, PodEvent, Wait,
@@ -24,6 +24,8 @@ use crate::state::{
 
 /// Exit code of a container whose end nobody saw.
 const UNSEEN: i32 = 255;
+/// How long an end that only this daemon knows is kept back until it is on disk.
+const KEEP_TIME: Duration = Duration::from_secs(5);
 
 impl Runtime {
     /// Follows a pod until its shim is gone.
@@ -73,29 +75,47 @@ impl Runtime {
             record::read::<ContainerStatusRecord>(&path).ok()?.started_at
         };
         let started_at = container.phase.run().map(|run| run.started_at).or(started_at).or_else(written);
-        let ended = Ended {
-            started_at,
-            // A clock that was set back must not end it before it began.
-            finished_at: SystemTime::now().max(started_at.unwrap_or(SystemTime::UNIX_EPOCH)),
-            code: UNSEEN,
-            reason: "Unknown".to_owned(),
-            message: why.to_owned(),
+        self.commit_end(id, unseen(started_at, why), ContainerEvent::Exited);
+    }
+
+    /// As [`commit_end`](Self::commit_end), and waits for it, but not for ever: a disk that hangs must not keep
+    /// anybody from stopping what has ended.
+    pub(super) async fn end_kept(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        ended: Ended,
+        event: fn(Ended) -> ContainerEvent,
+    ) {
+        let (runtime, key, end) = (Arc::clone(self), id.clone(), ended.clone());
+        let work = move || {
+            runtime.commit_end(&key, end, event);
+            Ok(())
         };
-        self.commit_end(id, ended, ContainerEvent::Exited);
+        if !matches!(timeout(KEEP_TIME, guarded(blocking("container status", work))).await, Ok(Ok(()))) {
+            warn!(container = %id, "its end is told before it is on disk");
+            let _committed = self.store.container_event(id, event(ended));
+        }
     }
 
     /// Writes an end of which only this daemon knows, and then commits it: the next one must not tell another.
     /// Blocks.
-    pub(super) fn commit_end(&self, id: &ContainerId, ended: Ended, event: fn(Ended) -> ContainerEvent) {
+    fn commit_end(&self, id: &ContainerId, ended: Ended, event: fn(Ended) -> ContainerEvent) {
         let _writing = self.status_files.lock().expect("no code panics while it holds this");
         let Some(container) = self.store.container(id) else { return };
-        // The first end counts.
-        if matches!(container.phase, ContainerPhase::Exited(_) | ContainerPhase::Removing(_)) {
-            return;
+        let ended = match &container.phase {
+            // The first end counts.
+            ContainerPhase::Exited(first) => first.clone(),
+            phase if phase.after(event(ended.clone())).is_err() => return,
+            _ => ended,
+        };
+        let mut written = self.write_life(&container, ended.started_at, Some(ended.clone()));
+        // It may have been removed meanwhile, or its shim has told another end.
+        if let Some(Ok(now)) = self.store.container_event(id, event(ended.clone()))
+            && let ContainerPhase::Exited(told) = &now.phase
+            && *told != ended
+        {
+            written = self.write_life(&now, told.started_at, Some(told.clone()));
         }
-        let written = self.write_life(&container, ended.started_at, Some(ended.clone()));
-        // It may have been removed meanwhile.
-        let _committed = self.store.container_event(id, event(ended));
         if let Err(error) = written {
             self.status_not_kept(id, &error);
         }
@@ -232,12 +252,16 @@ impl Runtime {
 
     /// Commits the exit of a container that no shim attends any more, as it was recorded, or as unknown.
     pub(super) async fn commit_unattended(self: &Arc<Self>, container: &Container, why: String) {
-        let (runtime, id, container) = (Arc::clone(self), container.record.id.clone(), container.clone());
-        let committed = tokio::task::spawn_blocking(move || {
-            runtime.commit_recorded_exit(&container, None, &why);
-        });
-        if let Err(error) = committed.await {
-            warn!(container = %id, %error, "exit not committed");
+        let (runtime, known, reason) = (Arc::clone(self), container.clone(), why.clone());
+        let work = move || {
+            runtime.commit_recorded_exit(&known, None, &reason);
+            Ok(())
+        };
+        if !matches!(timeout(KEEP_TIME, guarded(blocking("exit", work))).await, Ok(Ok(()))) {
+            let id = &container.record.id;
+            warn!(container = %id, "its end is told before it is on disk");
+            let started_at = container.phase.run().map(|run| run.started_at);
+            let _committed = self.store.container_event(id, ContainerEvent::Exited(unseen(started_at, &why)));
         }
     }
 
@@ -258,6 +282,18 @@ impl Runtime {
                 self.exit_unseen(&record.id, started_at, &format!("{why}; {error}"));
             }
         }
+    }
+}
+
+/// An exit that nobody saw.
+fn unseen(started_at: Option<SystemTime>, why: &str) -> Ended {
+    Ended {
+        started_at,
+        // A clock that was set back must not end it before it began.
+        finished_at: SystemTime::now().max(started_at.unwrap_or(SystemTime::UNIX_EPOCH)),
+        code: UNSEEN,
+        reason: "Unknown".to_owned(),
+        message: why.to_owned(),
     }
 }
 

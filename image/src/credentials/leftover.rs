@@ -74,7 +74,11 @@ impl Marks {
             match end_all(&values) {
                 Ok(0) => {}
                 Ok(ended) => tracing::info!(ended, "credential helpers of an earlier daemon were ended"),
-                Err(error) => tracing::warn!(%error, "credential helpers of an earlier daemon are not ended"),
+                Err(error) => {
+                    // Their marks stay for the next daemon.
+                    tracing::warn!(%error, "credential helpers of an earlier daemon are not ended");
+                    return;
+                }
             }
             for path in &earlier {
                 remove(path);

@@ -131,19 +131,27 @@ impl Runtime {
         }
     }
 
-    /// Whether there is a directory to load a container from. One that is missing while something of the container
-    /// is left in the run directory is damage, but for what an earlier boot left, which is swept.
+    /// Whether there is a directory to load a container from. One that is missing is damage if the container has
+    /// run; of one that was half made, or that an earlier boot left, what is left is swept.
     pub(super) fn is_in_its_place(&self, pod: &PodId, id: &ContainerId) -> std::result::Result<bool, Wrong> {
         let all = self.layout.pod_state(pod).join("containers");
         let own = self.layout.container_state(pod, id);
         for directory in [&all, &own] {
             if directory.symlink_metadata().is_err() {
                 let reason = "it is missing, and something of the container is left".to_owned();
-                return if self.boot.rebooted { Ok(false) } else { Err((directory.clone(), reason)) };
+                let ran = !self.boot.rebooted && self.has_run(pod, id);
+                return if ran { Err((directory.clone(), reason)) } else { Ok(false) };
             }
             check_directory(directory.clone())?;
         }
         Ok(true)
+    }
+
+    /// Whether anything tells that a container was started, of which only the id is known.
+    fn has_run(&self, pod: &PodId, id: &ContainerId) -> bool {
+        let cgroup = self.store.pod(pod).map(|pod| pod.record.cgroup.child(id.as_str()));
+        let runs = |cgroup| self.cgroups.procs(&cgroup).is_ok_and(|pids| !pids.is_empty());
+        self.layout.exit_record(pod, id).symlink_metadata().is_ok() || cgroup.is_some_and(runs)
     }
 
     pub(super) fn load_container(&self, pod: &PodId, id: &ContainerId) -> std::result::Result<(), Wrong> {

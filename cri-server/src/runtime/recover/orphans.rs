@@ -38,8 +38,17 @@ impl Runtime {
         let places = [self.layout.pods_state(), self.layout.pods_run()];
         let names = places.iter().flat_map(|place| names(place).unwrap_or_default());
         let pods: HashSet<PodId> = names.filter_map(|name| PodId::parse(&name).ok()).collect();
-        // Of a damaged pod not even the directories may be where they were.
-        let containers_of = |pod: &PodId| container_names(&self.layout, pod);
+        let containers_of = |pod: &PodId| {
+            let mut found = container_names(&self.layout, pod);
+            // Of a damaged pod not even the directories may be where they were.
+            if self.store.pod(pod).is_some() {
+                found.retain(|id| {
+                    self.layout.container_state(pod, id).symlink_metadata().is_ok()
+                        || self.damage_of_container(id.as_str()).is_some()
+                });
+            }
+            found
+        };
         let known: HashSet<ContainerId> = pods.iter().flat_map(containers_of).collect();
         let mut keys = self.images.snapshots().keys();
         keys.retain(|key| {
