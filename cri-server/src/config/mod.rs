@@ -22,7 +22,7 @@ pub use self::{
     error::ConfigError,
     host::{CgroupsConfig, DriverName, ShimConfig},
     image::ImageConfig,
-    network::CniConfig,
+    network::{CniConfig, KindName, NetworkConfig},
     serving::{MetricsConfig, StreamingConfig},
 };
 
@@ -46,7 +46,9 @@ pub struct Config {
     pub log_level: String,
     /// Control groups.
     pub cgroups: CgroupsConfig,
-    /// Pod network.
+    /// Which network pods join.
+    pub network: NetworkConfig,
+    /// Plugins for the pods' network.
     pub cni: CniConfig,
     /// Images and registries.
     pub image: ImageConfig,
@@ -66,6 +68,7 @@ impl Default for Config {
             socket: PathBuf::new(),
             log_level: "info".into(),
             cgroups: CgroupsConfig::default(),
+            network: NetworkConfig::default(),
             cni: CniConfig::default(),
             image: ImageConfig::default(),
             shim: ShimConfig::default(),

@@ -99,7 +99,7 @@ impl Runtime {
             }
             if runtime.boot.rebooted {
                 runtime.sweep_run_directory().await;
-                if let Err(error) = runtime.cni.gc().await {
+                if let Err(error) = runtime.networks.gc().await {
                     warn!(%error, "network plugins have not collected what is nobody's");
                 }
             }
@@ -151,6 +151,30 @@ impl Runtime {
         let Some(pod) = self.store.pod(id) else { return result };
         let cleared = self.clear_pod(&pod.record).await;
         result.and(cleared)
+    }
+
+    /// Removes what pods that are gone have left, as recovery does after a reboot, and their cgroups.
+    pub async fn sweep(self: &Arc<Self>) -> Result<()> {
+        self.give_back_addresses().await;
+        self.sweep_run_directory().await;
+        let (runtime, parent) = (Arc::clone(self), self.cgroup_parent.clone());
+        blocking("cgroups", move || {
+            let hierarchies =
+                runtime.cgroups.version_1_directories(&parent).into_iter().map(|(_, path)| path);
+            let unified = std::path::Path::new("/sys/fs/cgroup").join(parent.relative());
+            for place in hierarchies.chain([unified]) {
+                for pod in names(&place)?.iter().filter_map(|name| PodId::parse(name).ok()) {
+                    if runtime.layout.pod_state(&pod).symlink_metadata().is_err() {
+                        info!(%pod, "cgroup left over; removed");
+                        let lost = parent.child(pod.as_str());
+                        runtime.cgroups.kill(&lost)?;
+                        runtime.cgroups.remove(&lost)?;
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Removes what an earlier boot left in a run directory that outlives reboots, of pods of which nothing
