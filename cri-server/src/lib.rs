@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod config;
 pub mod descriptors;
+pub mod doctor;
 pub mod error;
 pub mod exhausted;
 #[cfg(fuzzing)]
