@@ -96,7 +96,11 @@ impl Runtime {
             // Nothing is found through a directory that cannot be used itself.
             let all = runtime.layout.pod_state(&owner).join("containers");
             let entered = all.symlink_metadata().is_err() || check_directory(all).is_ok();
-            if !entered || (!gone && runtime.load_container(&owner, &key).is_err()) {
+            let loads = || {
+                matches!(runtime.is_in_its_place(&owner, &key), Ok(true))
+                    && runtime.load_container(&owner, &key).is_ok()
+            };
+            if !entered || (!gone && !loads()) {
                 return Ok(false);
             }
             runtime.forget_damage_of_container(&key);
