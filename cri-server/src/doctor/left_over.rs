@@ -7,7 +7,7 @@ use podhold_cgroups::Cgroups;
 use podhold_sandbox::{Layout, PodId};
 
 use super::Finding;
-use crate::config::Config;
+use crate::{config::Config, runtime};
 
 const MEND: &str = "podhold doctor --fix, while no daemon has these directories";
 
@@ -35,18 +35,17 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
         finding("left-over run directories", &lost_in(&layout.pods_run()), "they take room"),
         finding("left-over network namespaces", &lost_in(&layout.netns_dir()), "they keep links and memory"),
         finding("left-over addresses", &addresses, "no new pod gets them"),
-        finding("left-over cgroups", &cgroups(config, &lost_in), "what may run in them is nobody's"),
+        finding("left-over cgroups", &cgroups(config, &layout), "what may run in them is nobody's"),
     ]
 }
 
-fn cgroups(config: &Config, lost_in: &dyn Fn(&Path) -> BTreeSet<String>) -> BTreeSet<String> {
+fn cgroups(config: &Config, layout: &Layout) -> BTreeSet<String> {
     let (Ok(cgroups), Ok(parent)) = (Cgroups::detect(config.cgroup_driver()), config.cgroup_parent()) else {
         return BTreeSet::new();
     };
-    let mut places: Vec<_> =
-        cgroups.version_1_directories(&parent).into_iter().map(|(_, path)| path).collect();
-    places.push(Path::new("/sys/fs/cgroup").join(parent.relative()));
-    places.iter().flat_map(|place| lost_in(place)).collect()
+    // What cannot be read is told of by the check of cgroups.
+    let lost = runtime::lost_cgroups(&cgroups, &parent, layout).unwrap_or_default();
+    lost.iter().map(ToString::to_string).collect()
 }
 
 fn finding(check: &'static str, found: &BTreeSet<String>, cost: &str) -> Finding {

@@ -53,6 +53,7 @@ use podhold_sandbox::{
     network::{Networks, bridge::BridgeConfig, cni::CniConfig},
 };
 
+pub(crate) use self::recover::lost_cgroups;
 pub use self::{
     archives::Pruned,
     exec::ExecOutput,

@@ -4,7 +4,7 @@
 //! whatever lies in the run directory. Only exit records from there are believed, since a container ends
 //! once and its record is written whole or cannot be read.
 
-use std::{fs, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, fs, sync::Arc, time::Instant};
 
 use podhold_sandbox::{Layout, PodId, netns, record};
 use serde::{Deserialize, Serialize};
@@ -98,7 +98,7 @@ impl Runtime {
                 info!(pods = count, ms, "given back what pods of an earlier boot had");
             }
             if runtime.boot.rebooted {
-                runtime.sweep_run_directory().await;
+                runtime.sweep_run_directory(BTreeSet::new()).await;
                 if let Err(error) = runtime.networks.gc().await {
                     warn!(%error, "network plugins have not collected what is nobody's");
                 }
@@ -153,39 +153,15 @@ impl Runtime {
         result.and(cleared)
     }
 
-    /// Removes what pods that are gone have left, as recovery does after a reboot, and their cgroups.
-    pub async fn sweep(self: &Arc<Self>) -> Result<()> {
-        self.give_back_addresses().await;
-        self.sweep_run_directory().await;
-        let (runtime, parent) = (Arc::clone(self), self.cgroup_parent.clone());
-        blocking("cgroups", move || {
-            let hierarchies =
-                runtime.cgroups.version_1_directories(&parent).into_iter().map(|(_, path)| path);
-            let unified = std::path::Path::new("/sys/fs/cgroup").join(parent.relative());
-            for place in hierarchies.chain([unified]) {
-                for pod in names(&place)?.iter().filter_map(|name| PodId::parse(name).ok()) {
-                    if runtime.layout.pod_state(&pod).symlink_metadata().is_err() {
-                        info!(%pod, "cgroup left over; removed");
-                        let lost = parent.child(pod.as_str());
-                        runtime.cgroups.kill(&lost)?;
-                        runtime.cgroups.remove(&lost)?;
-                    }
-                }
-            }
-            Ok(())
-        })
-        .await
-    }
-
     /// Removes what an earlier boot left in a run directory that outlives reboots, of pods of which nothing
-    /// else is known.
-    async fn sweep_run_directory(self: &Arc<Self>) {
+    /// else is known; not of those that are alive.
+    pub(super) async fn sweep_run_directory(self: &Arc<Self>, alive: BTreeSet<PodId>) {
         let (layout, snapshots) = (self.layout.clone(), self.images.snapshots());
         let swept = blocking("run directory", move || {
             let mut found = names(&layout.pods_run())?;
             found.extend(names(&layout.netns_dir())?);
             for pod in found.iter().filter_map(|name| PodId::parse(name).ok()) {
-                if layout.pod_state(&pod).symlink_metadata().is_ok() {
+                if alive.contains(&pod) || layout.pod_state(&pod).symlink_metadata().is_ok() {
                     continue;
                 }
                 info!(%pod, "left in the run directory by an earlier boot; removed");

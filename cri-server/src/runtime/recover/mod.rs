@@ -8,6 +8,7 @@
 mod blank;
 mod boot;
 mod healed;
+mod left_over;
 mod load;
 mod orphans;
 mod shims;
@@ -25,6 +26,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 pub(super) use self::boot::Boot;
+pub(crate) use self::left_over::lost_cgroups;
 use super::{Runtime, blocking, flight::guarded};
 use crate::{
     error::{Error, Result},
