@@ -4,7 +4,10 @@ use std::{error::Error as StdError, sync::Arc};
 
 use podhold_cgroups::{CgroupError, InvalidCgroupPath};
 use podhold_image::{ErrorKind, ImageError, SnapshotError};
-use podhold_sandbox::{launch::LaunchError, network::cni::CniError};
+use podhold_sandbox::{
+    launch::LaunchError,
+    network::{NetworkError, bridge::BridgeError, cni::CniError},
+};
 use tonic::{Code, Status};
 
 use crate::exhausted;
@@ -246,6 +249,29 @@ impl From<CniError> for Error {
             _ => Code::Internal,
         };
         Self::of_cause("pod network", code, &chain(&error))
+    }
+}
+
+impl From<BridgeError> for Error {
+    fn from(error: BridgeError) -> Self {
+        let code = match &error {
+            BridgeError::BadRequest { .. } => Code::InvalidArgument,
+            BridgeError::PortTaken { .. } | BridgeError::Foreign { .. } | BridgeError::NoPool { .. } => {
+                Code::FailedPrecondition
+            }
+            BridgeError::Full { .. } => Code::ResourceExhausted,
+            _ => Code::Internal,
+        };
+        Self::of_cause("pod network", code, &chain(&error))
+    }
+}
+
+impl From<NetworkError> for Error {
+    fn from(error: NetworkError) -> Self {
+        match error {
+            NetworkError::Cni(error) => error.into(),
+            NetworkError::Bridge(error) => error.into(),
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 pub mod cli;
 pub mod config;
 pub mod descriptors;
+pub mod doctor;
 pub mod error;
 pub mod exhausted;
 #[cfg(fuzzing)]

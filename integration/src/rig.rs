@@ -32,6 +32,9 @@ pub const PROBE: &str = "127.0.0.1:5000/probe:1";
 /// The bridge that pods are connected to.
 pub const BRIDGE: &str = "podhold-it";
 
+/// The bridge of the built-in network, where that is under test.
+pub const BUILT_IN: &str = "podhold-own";
+
 /// How long what a test has ended may take to be gone: the kernel removes namespaces, links and
 /// cgroups some time after their last user.
 const SETTLE: Duration = Duration::from_secs(40);
@@ -65,6 +68,14 @@ impl Rig {
     /// # Panics
     /// When something does not start: there is nothing to test then.
     pub async fn start() -> Self {
+        Self::start_on(Network::Cni).await
+    }
+
+    /// As [`start`](Self::start), on this network.
+    ///
+    /// # Panics
+    /// When something does not start.
+    pub async fn start_on(on: Network) -> Self {
         let cgroup = format!("podhold-it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         cgroup::remove_abandoned();
         // Filled here once, so that the registries in the machines find it ready.
@@ -73,8 +84,16 @@ impl Rig {
         let places = Places::new(machine.directory());
         places.make().expect("make the daemon's directories");
         places.allow_plain_http(REGISTRY).expect("write hosts.toml");
-        fs::write(places.cni().join("10-podhold.conflist"), network()).expect("write the network");
-        fs::write(places.config(), daemon::configuration(&places, &cgroup)).expect("write the configuration");
+        let mut configuration = daemon::configuration(&places, &cgroup);
+        match on {
+            Network::Cni => {
+                fs::write(places.cni().join("10-podhold.conflist"), network()).expect("write the network");
+            }
+            Network::BuiltIn(kind) => {
+                configuration += &format!("[network]\nkind = {kind:?}\nbridge = {BUILT_IN:?}\n");
+            }
+        }
+        fs::write(places.config(), configuration).expect("write the configuration");
         let registry = start_registry(&machine).await;
         let daemon = Daemon::start(&machine, &places).await.unwrap_or_else(|error| panic!("{error}"));
         let last_words = LastWords(places.clone());
@@ -246,6 +265,7 @@ impl Rig {
         let mut option = |name: &str, value: String| words.extend([format!("--{name}"), value]);
         option("cgroup", self.cgroup.clone());
         option("except-link", BRIDGE.to_owned());
+        option("except-link", BUILT_IN.to_owned());
         option("except-pid", self.daemon.pid.to_string());
         option("except-pid", self.registry.to_string());
         for directory in [self.places.run(), self.places.state(), "/var/lib/cni".into()] {
@@ -278,6 +298,15 @@ impl Rig {
         ended.unwrap_or_else(|status| panic!("first container: {status}"));
         self.cri().end_pod(&pod).await.unwrap_or_else(|status| panic!("end the first pod: {status}"));
     }
+}
+
+/// Which network pods join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// Debian's CNI plugins.
+    Cni,
+    /// Podhold's own, without any CNI configuration; `network.kind` of the configuration.
+    BuiltIn(&'static str),
 }
 
 /// What becomes of the run directory in a reboot.
@@ -325,7 +354,7 @@ fn said(log: &Path, word: &str) -> io::Result<bool> {
 }
 
 /// A bridge with both address families, and host ports.
-pub(crate) fn network() -> String {
+pub fn network() -> String {
     serde_json::json!({
         "cniVersion": "1.0.0",
         "name": "podhold-it",

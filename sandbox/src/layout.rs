@@ -127,6 +127,11 @@ impl Layout {
         self.container_state(pod, container).join("status.json")
     }
 
+    /// Directory with a record of each pod on the built-in network: of links, which are as volatile.
+    pub fn bridge(&self) -> PathBuf {
+        self.run.join("bridge")
+    }
+
     /// Results of CNI ADD, kept so that DEL can be replayed after a reboot.
     pub fn cni_cache(&self) -> PathBuf {
         self.state.join("cni")

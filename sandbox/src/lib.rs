@@ -14,6 +14,7 @@ pub mod terminal;
 
 mod id;
 mod layout;
+mod netlink;
 mod sealed;
 mod seccomp;
 mod sys;

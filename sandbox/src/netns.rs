@@ -166,7 +166,8 @@ fn make(path: &Path, file: &OwnedFd) -> Result<(), NetnsError> {
     bind("/proc/thread-self/ns/net", file).map_err(NetnsError::io("pin", path))
 }
 
-fn open(path: &Path) -> Result<OwnedFd, NetnsError> {
+/// The namespace that is pinned at `path`.
+pub(crate) fn open(path: &Path) -> Result<OwnedFd, NetnsError> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(NetnsError::io("open", path))?;
     if is_namespace(&file) { Ok(file) } else { Err(NetnsError::NotMounted(path.to_owned())) }

@@ -2,6 +2,7 @@
 
 mod bars;
 mod config;
+mod doctor;
 mod image;
 mod look_up;
 mod run;
@@ -40,6 +41,10 @@ enum Command {
     Run(run::Arguments),
     /// Pull, list, import, export, check and remove images, of the daemon or, without one, of its directories
     Image(image::Arguments),
+    /// Look at what of this host works, what is missing to pods, and how to mend it
+    ///
+    /// The exit code is 0 when pods can run here, and 1 when not.
+    Doctor(doctor::Arguments),
     /// Check the configuration, or print the default one
     Config(config::Arguments),
     /// Follow a path that may hang; the daemon's own use
@@ -126,6 +131,7 @@ fn carry_out(command: Command) -> Result<ExitCode, Failure> {
         Command::Serve(arguments) => serve::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Run(arguments) => run::main(&arguments),
         Command::Image(arguments) => image::main(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(arguments) => doctor::main(&arguments),
         Command::Config(arguments) => config::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::LookUp(arguments) => {
             look_up::main(&arguments);

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use super::{Failure, Settings};
-use crate::{descriptors, standalone};
+use crate::{config::KindName, descriptors, standalone};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -25,7 +25,10 @@ pub(super) fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     settings.run_dir.get_or_insert_with(|| RUN_DIR.into());
     settings.state_dir.get_or_insert_with(|| STATE_DIR.into());
     let pod = standalone::Manifest::read(&arguments.manifest)?;
-    let config = settings.load()?;
+    let mut config = settings.load()?;
+    if config.network.kind == KindName::Usual {
+        config.network.kind = KindName::Auto;
+    }
     super::start_logging(&config.log_level)?;
     super::require_root()?;
     descriptors::raise();

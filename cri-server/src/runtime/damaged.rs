@@ -73,9 +73,10 @@ impl Runtime {
 
     /// Of a pod that is gone.
     pub(super) fn forget_damage_of(&self, pod: &PodId) {
-        let network = self.layout.cni_cache().join(format!("{pod}.json"));
+        let networks = self.networks.records(pod);
         self.forget_damage_beneath(pod);
-        self.store.forget_damaged(|damage| damage.hides == Hidden::Nothing && damage.path == network);
+        self.store
+            .forget_damaged(|damage| damage.hides == Hidden::Nothing && networks.contains(&damage.path));
     }
 
     /// As [`forget_damage_of`](Self::forget_damage_of), of what its records are read for: not of its network.

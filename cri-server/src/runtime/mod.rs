@@ -50,9 +50,10 @@ use podhold_sandbox::{
     ContainerId, Layout, PodId,
     client::{ShimConfig, ShimLauncher},
     launch::Launcher,
-    network::cni::{Cni, CniConfig},
+    network::{Networks, bridge::BridgeConfig, cni::CniConfig},
 };
 
+pub(crate) use self::recover::lost_cgroups;
 pub use self::{
     archives::Pruned,
     exec::ExecOutput,
@@ -84,7 +85,7 @@ pub struct Runtime {
     cgroups: Cgroups,
     cgroup_parent: CgroupPath,
     images: Images,
-    cni: Arc<Cni>,
+    networks: Arc<Networks>,
     launcher: Arc<dyn Launcher>,
     /// What this daemon itself may hand on to containers.
     bounding: HashSet<Capability>,
@@ -140,13 +141,7 @@ impl Runtime {
         let images = Images::open(image_config(&config))
             .await
             .map_err(|error| Error::image("opening the image store", &error))?;
-        let cni = Arc::new(Cni::new(CniConfig {
-            conf_dir: config.cni.conf_dir.clone(),
-            bin_dirs: config.cni.bin_dirs.clone(),
-            cache_dir: layout.cni_cache(),
-            timeout: config.cni_timeout(),
-            netns_dir: Some(layout.netns_dir()),
-        }));
+        let networks = Arc::new(networks(&config)?);
         let boot = {
             let layout = layout.clone();
             blocking("boot id", move || Boot::of_this_host(&layout)).await?
@@ -159,7 +154,7 @@ impl Runtime {
             store: Store::default(),
             cgroups,
             images,
-            cni,
+            networks,
             launcher,
             bounding: bounding_set()?,
             user_namespaces: tokio::sync::Mutex::default(),
@@ -190,6 +185,9 @@ impl Runtime {
         if let Err(error) = pruned {
             tracing::warn!(%error, "parent of the pods' cgroups not removed");
         }
+        if let Err(error) = self.networks.close().await {
+            tracing::warn!(%error, "built-in network not removed");
+        }
     }
 
     /// The configuration it was opened with.
@@ -217,6 +215,27 @@ impl Runtime {
         let bundle = self.layout.bundle(&container.record.pod, &container.record.id);
         podhold_sandbox::bundle::config(&bundle).ok()
     }
+}
+
+/// The networks that this configuration has; nothing is made yet.
+pub(crate) fn networks(config: &Config) -> Result<Networks> {
+    let layout = Layout::new(&config.run_dir, &config.state_dir);
+    let cni = CniConfig {
+        conf_dir: config.cni.conf_dir.clone(),
+        bin_dirs: config.cni.bin_dirs.clone(),
+        cache_dir: layout.cni_cache(),
+        timeout: config.cni_timeout(),
+        netns_dir: Some(layout.netns_dir()),
+    };
+    let bridge = BridgeConfig {
+        dir: layout.bridge(),
+        owner: layout.state().to_owned(),
+        name: config.network.bridge.clone(),
+        v4: config.network.v4().map_err(Error::doing("configuration"))?,
+        v6: config.network.v6().map_err(Error::doing("configuration"))?,
+        mtu: config.network.mtu,
+    };
+    Ok(Networks::new(config.network.kind(), cni, bridge))
 }
 
 /// Runs blocking work on a thread that may block.

@@ -27,9 +27,9 @@ impl Runtime {
     /// Whether pods with a network of their own can be started now; the reason when not.
     pub async fn network_ready(&self) -> Result<()> {
         let NetworkStatus { asking, late } = &self.network_status;
-        let (cni, last) = (Arc::clone(&self.cni), Arc::clone(late));
+        let (networks, last) = (Arc::clone(&self.networks), Arc::clone(late));
         let ask = async move {
-            let status = cni.status_within(PATIENCE).await.map_err(Error::from);
+            let status = networks.status_within(PATIENCE).await.map_err(Error::from);
             let late =
                 status.as_ref().err().filter(|error| matches!(error.code(), tonic::Code::DeadlineExceeded));
             *last.lock().expect("no code panics while it holds the answer") = late.cloned();

@@ -8,7 +8,7 @@ use podhold_sandbox::{
     PodId,
     launch::{IdMap, LaunchError, OpenPod, PodSpec},
     netns,
-    network::cni::{Attachment, PortMapping, Protocol},
+    network::{Attachment, PortMapping, Protocol},
     record,
 };
 use tracing::info;
@@ -208,8 +208,8 @@ impl Runtime {
         let mut attachment =
             Attachment::new(record.id.clone(), netns, &metadata.namespace, &metadata.name, &metadata.uid);
         attachment.port_mappings = port_mappings(&record.config)?;
-        let attached = self.cni.add(&attachment).await.map_err(Error::from)?;
-        Ok(attached.ips)
+        attachment.annotations = record.config.annotations.clone().into_iter().collect();
+        self.networks.add(&attachment).await.map_err(Error::from)
     }
 
     async fn open_shim(&self, record: &PodRecord) -> Result<OpenPod> {

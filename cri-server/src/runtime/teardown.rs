@@ -35,7 +35,7 @@ impl Runtime {
         // Taken away first: the end of the shim is then no news to whoever watches it.
         let live = self.store.change_pod(id, |pod| pod.live.take()).flatten();
         let ended = live.is_none() && self.store.pod(id).is_some_and(|pod| pod.ended);
-        let network = async { self.cni.del(id).await.map_err(Error::from) };
+        let network = async { self.networks.del(id).await.map_err(Error::from) };
         let processes = async {
             match live {
                 Some(live) => self.close_shim(record, live.as_ref()).await,

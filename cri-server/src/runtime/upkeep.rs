@@ -214,7 +214,7 @@ impl Runtime {
             tell(id.as_str(), kept);
         }
         for id in networks {
-            let gone = self.cni.del(&id).await.map_err(Error::from);
+            let gone = self.networks.del(&id).await.map_err(Error::from);
             tell(id.as_str(), self.undone.network(&id, gone));
         }
         for (id, (pod, volumes)) in containers {

@@ -59,7 +59,7 @@ impl Damage {
         match (after("containers"), after("pods")) {
             (Some(id), _) => ("container", id),
             (None, Some(id)) => ("pod", id),
-            (None, None) if names.contains(&"cni") => ("network", stem),
+            (None, None) if names.contains(&"cni") || names.contains(&"bridge") => ("network", stem),
             (None, None) if names.contains(&"images") => ("image", stem),
             (None, None) => ("file", stem),
         }

@@ -6,7 +6,6 @@ mod life;
 mod lines;
 mod older_shim;
 mod reached;
-mod successor;
 
 use std::time::Duration;
 

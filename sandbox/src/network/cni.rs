@@ -228,6 +228,14 @@ impl Cni {
         first
     }
 
+    /// Whether somebody has put a configuration where it is looked for, usable or not.
+    pub async fn is_configured(&self) -> bool {
+        match self.loader.current().await {
+            Err(CniError::NoNetwork { refused_files, .. }) => !refused_files.is_empty(),
+            _ => true,
+        }
+    }
+
     /// Why records cannot be read, for each that cannot.
     pub async fn damaged(&self) -> Vec<(PodId, CniError)> {
         let mut damaged = Vec::new();

@@ -4,7 +4,7 @@
 //! whatever lies in the run directory. Only exit records from there are believed, since a container ends
 //! once and its record is written whole or cannot be read.
 
-use std::{fs, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, fs, sync::Arc, time::Instant};
 
 use podhold_sandbox::{Layout, PodId, netns, record};
 use serde::{Deserialize, Serialize};
@@ -98,8 +98,8 @@ impl Runtime {
                 info!(pods = count, ms, "given back what pods of an earlier boot had");
             }
             if runtime.boot.rebooted {
-                runtime.sweep_run_directory().await;
-                if let Err(error) = runtime.cni.gc().await {
+                runtime.sweep_run_directory(BTreeSet::new()).await;
+                if let Err(error) = runtime.networks.gc().await {
                     warn!(%error, "network plugins have not collected what is nobody's");
                 }
             }
@@ -154,14 +154,14 @@ impl Runtime {
     }
 
     /// Removes what an earlier boot left in a run directory that outlives reboots, of pods of which nothing
-    /// else is known.
-    async fn sweep_run_directory(self: &Arc<Self>) {
+    /// else is known; not of those that are alive.
+    pub(super) async fn sweep_run_directory(self: &Arc<Self>, alive: BTreeSet<PodId>) {
         let (layout, snapshots) = (self.layout.clone(), self.images.snapshots());
         let swept = blocking("run directory", move || {
             let mut found = names(&layout.pods_run())?;
             found.extend(names(&layout.netns_dir())?);
             for pod in found.iter().filter_map(|name| PodId::parse(name).ok()) {
-                if layout.pod_state(&pod).symlink_metadata().is_ok() {
+                if alive.contains(&pod) || layout.pod_state(&pod).symlink_metadata().is_ok() {
                     continue;
                 }
                 info!(%pod, "left in the run directory by an earlier boot; removed");

@@ -1,7 +1,7 @@
 //! Looks again at what could not be used: what was put back is taken up as if the daemon had just started, and
 //! what is gone is forgotten.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use podhold_sandbox::{
     ContainerId, PodId,
@@ -38,7 +38,8 @@ impl Runtime {
         let _turn = self.looking.lock().await;
         // While one of them is removed, all are as they were last found.
         let Ok(_nobody_removes) = self.healing.try_lock() else { return };
-        let networks: Vec<_> = self.cni.damaged().await.into_iter().map(|(pod, _)| pod).collect();
+        let networks: Vec<PathBuf> =
+            self.networks.damaged().await.into_iter().map(|damaged| damaged.path).collect();
         for damage in self.store.damaged() {
             let done = match damage.hides.clone() {
                 Hidden::Pod(id) => self.take_up_pod(id).await,
@@ -127,13 +128,13 @@ impl Runtime {
     }
 
     /// Forgets damages that hid nothing, once they are no more.
-    async fn forget_healed(self: &Arc<Self>, damage: Damage, networks: Vec<PodId>) -> Result<()> {
+    async fn forget_healed(self: &Arc<Self>, damage: Damage, networks: Vec<PathBuf>) -> Result<()> {
         let runtime = Arc::clone(self);
         blocking("damaged file", move || {
-            let (kind, id) = damage.object();
+            let (kind, _) = damage.object();
             let is_read = |error: Option<RecordError>| error.is_none_or(|error| error.is_missing());
             let healed = match (kind, damage.path.file_name().and_then(|name| name.to_str())) {
-                ("network", _) => networks.iter().all(|pod| pod.as_str() != id),
+                ("network", _) => !networks.contains(&damage.path),
                 ("container", Some("status.json")) => {
                     is_read(record::read::<ContainerStatusRecord>(&damage.path).err())
                 }

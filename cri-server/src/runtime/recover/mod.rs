@@ -8,6 +8,7 @@
 mod blank;
 mod boot;
 mod healed;
+mod left_over;
 mod load;
 mod orphans;
 mod shims;
@@ -25,6 +26,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 pub(super) use self::boot::Boot;
+pub(crate) use self::left_over::lost_cgroups;
 use super::{Runtime, blocking, flight::guarded};
 use crate::{
     error::{Error, Result},
@@ -40,9 +42,10 @@ impl Runtime {
         let names = names(&self.layout.pods_state())?;
         let pods = self.side_by_side("records", names, |runtime, name| runtime.load_pod(&name)).await?;
         self.report_lost()?;
-        for (pod, damage) in self.cni.damaged().await {
-            let path = self.layout.cni_cache().join(format!("{pod}.json"));
-            self.report_damage(path, crate::error::chain(&damage), Hidden::Nothing);
+        let known = self::names(&self.layout.pods_state())?;
+        let is_known = move |beginning: &str| known.iter().any(|name| name.starts_with(beginning));
+        for damaged in self.networks.recover(is_known).await {
+            self.report_damage(damaged.path, crate::error::chain(&damaged.error), Hidden::Nothing);
         }
         for (path, reason) in self.images.damaged() {
             self.report_damage(path, reason, Hidden::Nothing);

@@ -13,7 +13,7 @@ impl Runtime {
     /// Takes down the networks of pods whose records were lost; after a reboot also of those whose records
     /// are damaged, since they do not run.
     pub(super) async fn give_back_addresses(self: &Arc<Self>) {
-        let lost = self.cni.cached().into_iter().filter(|pod| {
+        let lost = self.networks.recorded().into_iter().filter(|pod| {
             let damaged = self.store.pod(pod).is_none() && self.damage_of_pod(pod.as_str()).is_some();
             let lost = self.layout.pod_state(pod).symlink_metadata().is_err();
             // One that is damaged may run, unless the host was rebooted.
@@ -24,7 +24,7 @@ impl Runtime {
             let runtime = Arc::clone(self);
             given_back.spawn(async move {
                 warn!(%pod, "has a network and no record; its network is taken down");
-                if let Err(error) = runtime.cni.del(&pod).await {
+                if let Err(error) = runtime.networks.del(&pod).await {
                     warn!(%pod, %error, "network not taken down");
                 }
             });

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::CniError;
@@ -48,7 +49,8 @@ pub struct PortMapping {
 }
 
 /// Transport protocols.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
     Tcp,
@@ -56,6 +58,26 @@ pub enum Protocol {
     Udp,
     /// SCTP.
     Sctp,
+}
+
+impl Protocol {
+    /// As IANA has numbered it.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
+    /// As plugins and people call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
 }
 
 /// Limits of traffic in bits per second and bursts in bits; 0 is none.
@@ -146,15 +168,10 @@ impl Attachment {
 }
 
 fn port_mapping(mapping: &PortMapping) -> Value {
-    let protocol = match mapping.protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
-    };
     json!({
         "hostPort": mapping.host_port,
         "containerPort": mapping.container_port,
-        "protocol": protocol,
+        "protocol": mapping.protocol.name(),
         "hostIP": mapping.host_ip.map(|ip| ip.to_string()).unwrap_or_default(),
     })
 }

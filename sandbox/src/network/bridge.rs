@@ -1,0 +1,400 @@
+//! The built-in network: a bridge on the host, a pair of links for each pod, addresses from a pool, and rules
+//! for what leaves the pool and for ports of the host. All by netlink: no plugin and no other program.
+//!
+//! Life of an attachment: a place in the pool and the ports are claimed -> the record is written -> links,
+//! addresses, routes -> ports are opened; and back again in the reverse order. Everything is named after the
+//! pod's id, so whatever is half made can be undone.
+//!
+//! Invariants: no address and no port is given twice, also after a crash (`ledger`, `record`, and what stands
+//! on the links themselves); nothing of the host's is touched but what `base` makes and the settings that
+//! `forwarding` remembers. One operation per pod at a time is the caller's duty.
+
+mod base;
+mod error;
+mod forwarding;
+mod ledger;
+mod links;
+mod nft;
+mod pool;
+mod ports;
+mod record;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs,
+    net::IpAddr,
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use self::{
+    base::{Base, Names, link_of, mac_of},
+    ledger::{Denied, HostPort, Ledger},
+    links::{Address, Links, Pair},
+    record::{Pools, Record},
+    rules::Mapping,
+};
+pub use self::{error::BridgeError, pool::Subnet};
+use super::Attachment;
+use crate::{PodId, netns};
+
+/// Annotations that ask for what this network does not do.
+const BANDWIDTH: [&str; 2] = ["kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"];
+
+/// What the network is made of.
+#[derive(Debug, Clone)]
+pub struct BridgeConfig {
+    /// Directory of records, [`crate::Layout::bridge`].
+    pub dir: PathBuf,
+    /// A directory that no other daemon has: names derive from it.
+    pub owner: PathBuf,
+    /// Name of the bridge; empty: derived.
+    pub name: String,
+    /// The IPv4 addresses, or where the search for free ones begins.
+    pub v4: Subnet,
+    /// The same for IPv6, if pods are to have it.
+    pub v6: Option<Subnet>,
+    /// Largest packet; 0 is the kernel's choice.
+    pub mtu: u32,
+}
+
+/// The built-in network. One per daemon.
+#[derive(Debug)]
+pub struct Bridge {
+    config: BridgeConfig,
+    names: Names,
+    ledger: Mutex<Ledger>,
+    /// The bridge, once it is needed. Held by whoever makes it, on a thread that may block.
+    base: tokio::sync::Mutex<Option<Base>>,
+}
+
+impl Bridge {
+    /// A network of which nothing is made until a pod needs it.
+    pub fn new(config: BridgeConfig) -> Self {
+        let names = Names::of(&config);
+        Self { config, names, ledger: Mutex::default(), base: tokio::sync::Mutex::default() }
+    }
+
+    /// Connects the pod's namespace, and answers its addresses. What an earlier attempt left is given back
+    /// first; what a failed one made is given back before the error is returned.
+    pub async fn add(self: &Arc<Self>, attachment: &Attachment) -> Result<Vec<IpAddr>, BridgeError> {
+        let ports = host_ports(attachment)?;
+        let (bridge, attachment) = (Arc::clone(self), attachment.clone());
+        blocking(move || {
+            bridge.give_back(&attachment.pod)?;
+            let added = bridge.connect(&attachment, ports);
+            if added.is_err()
+                && let Err(error) = bridge.give_back(&attachment.pod)
+            {
+                tracing::warn!(pod = %attachment.pod, %error, "network not given back after a failed start");
+            }
+            added
+        })
+        .await
+    }
+
+    /// Gives back all that [`add`](Self::add) made. A pod that has nothing is a success.
+    pub async fn del(self: &Arc<Self>, pod: &PodId) -> Result<(), BridgeError> {
+        let (bridge, pod) = (Arc::clone(self), pod.clone());
+        blocking(move || bridge.give_back(&pod)).await
+    }
+
+    /// Takes up what an earlier daemon made, mends what of it is missing, and removes the links of pods that
+    /// `is_known` does not know. Answers the records that cannot be read.
+    pub async fn recover(
+        self: &Arc<Self>,
+        is_known: impl Fn(&str) -> bool + Send + 'static,
+    ) -> Vec<(PodId, BridgeError)> {
+        let bridge = Arc::clone(self);
+        let taken = blocking(move || Ok(bridge.take_up(&is_known))).await;
+        taken.unwrap_or_default()
+    }
+
+    /// Why records cannot be read, for each that cannot.
+    pub async fn damaged(self: &Arc<Self>) -> Vec<(PodId, BridgeError)> {
+        let bridge = Arc::clone(self);
+        let read = move |pod: PodId| {
+            let error = Record::read(&bridge.config.dir, &pod).err()?;
+            Some((pod, BridgeError::from(error)))
+        };
+        let pods = self.recorded();
+        blocking(move || Ok(pods.into_iter().filter_map(read).collect())).await.unwrap_or_default()
+    }
+
+    /// The pods that have a record.
+    pub fn recorded(&self) -> Vec<PodId> {
+        record::pods(&self.config.dir)
+    }
+
+    /// Where a pod's record is.
+    pub fn record_path(&self, pod: &PodId) -> PathBuf {
+        record::path(&self.config.dir, pod)
+    }
+
+    /// Whether pods can be connected, as far as can be told without making anything.
+    pub async fn status(self: &Arc<Self>) -> Result<(), BridgeError> {
+        let bridge = Arc::clone(self);
+        blocking(move || {
+            let there = Links::open()?.find(&bridge.names.bridge)?.is_some();
+            if there && base::standing(&bridge.names, &Links::open()?)?.is_none() {
+                return Err(BridgeError::Foreign { name: bridge.names.bridge.clone() });
+            }
+            rules::probe()
+        })
+        .await
+    }
+
+    /// Removes the bridge, the rules and the settings, unless a pod is connected.
+    pub async fn close(self: &Arc<Self>) -> Result<(), BridgeError> {
+        let bridge = Arc::clone(self);
+        blocking(move || {
+            let mut base = bridge.base.blocking_lock();
+            let links = Links::open()?;
+            let nobody = bridge.ledger().is_empty() && bridge.recorded().is_empty();
+            if !nobody || base.is_none() && base::standing(&bridge.names, &links)?.is_none() {
+                return Ok(());
+            }
+            *base = None;
+            base::remove(&bridge.config, &bridge.names, &links)?;
+            let _in_use = fs::remove_dir(&bridge.config.dir);
+            Ok(())
+        })
+        .await
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().expect("no code panics while it holds the ledger")
+    }
+
+    /// Blocks, as all that follows.
+    fn connect(&self, attachment: &Attachment, ports: Vec<HostPort>) -> Result<Vec<IpAddr>, BridgeError> {
+        let links = Links::open()?;
+        let base = self.ready(&links)?;
+        let pod = &attachment.pod;
+        if let Some(ip) = ports.iter().filter_map(|port| port.ip).find(|ip| ip.is_ipv6())
+            && base.pools.v6.is_none()
+        {
+            let (pod, value) = (pod.clone(), ip.to_string());
+            let reason = "pods have no IPv6 here: set network.ipv6_pool, or use an IPv4 address";
+            return Err(BridgeError::BadRequest { pod, field: "host_ip", value, reason });
+        }
+        self.check_ports(&ports, base.pools)?;
+        let claimed = self.ledger().claim(pod, &ports, base.pools.last());
+        let place = claimed.map_err(|denied| denial(denied, base.pools))?;
+        let record = Record::new(pod, place, base.pools, ports.clone());
+        let full = || BridgeError::Full { pool: base.pools.v4, count: base.pools.last() - 1 };
+        record.ok_or_else(full)?.write(&self.config.dir)?;
+        let addresses = base.pools.at(place);
+        let alias = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let link = link_of(pod);
+        let mac = mac_of(base.pools.v4.nth(place));
+        let pair = Pair { name: &link, alias: &alias, master: base.index, mac, mtu: self.config.mtu };
+        links.make_pair(pair, netns::open(&attachment.netns)?)?;
+        let inside: Vec<Address> = base
+            .pools
+            .all()
+            .map(|pool| Address { address: pool.nth(place), prefix: pool.prefix(), gateway: pool.nth(1) })
+            .collect();
+        netns::run_in(&attachment.netns, || Links::open()?.address_pod(&inside))??;
+        let mappings = mappings(&ports, &addresses);
+        if !mappings.is_empty() && !rules::open_ports(&self.names.table, &mappings)? {
+            tracing::warn!(table = self.names.table, "somebody has removed the rules; they are made again");
+            base.replace_rules(&self.names, &self.all_mappings(base.pools))?;
+        }
+        Ok(addresses)
+    }
+
+    /// Refuses ports that a program or another daemon's pod has.
+    fn check_ports(&self, ports: &[HostPort], pools: Pools) -> Result<(), BridgeError> {
+        if ports.is_empty() {
+            return Ok(());
+        }
+        if let Some(taken) = ports.iter().find(|port| ports::is_taken(port)) {
+            return Err(taken_by(taken, "a program of this host"));
+        }
+        let elsewhere = rules::open_elsewhere(&self.names.table, &mappings(ports, &pools.at(1)))?;
+        elsewhere.map_or(Ok(()), |(port, table)| {
+            Err(taken_by(&port, &format!("a pod of another daemon (nftables table {table})")))
+        })
+    }
+
+    /// The bridge, made or mended when it has to be.
+    fn ready(&self, links: &Links) -> Result<Base, BridgeError> {
+        let mut held = self.base.blocking_lock();
+        if let Some(base) = held.as_ref()
+            && base.is_current(&self.names, links)?
+        {
+            return Ok(base.clone());
+        }
+        let kept = match held.as_ref() {
+            Some(base) if !self.ledger().is_empty() => Some(base.pools),
+            _ => self.recorded_pools(),
+        };
+        let kept = match kept {
+            None if !self.ledger().is_empty() => base::standing(&self.names, links)?.map(|(_, pools)| pools),
+            kept => kept,
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.config.dir).map_err(|source| {
+            let path = self.config.dir.clone();
+            crate::record::RecordError::Io { path, operation: "make the directory", source }
+        })?;
+        let base = base::make(&self.config, &self.names, links, kept)?;
+        base.replace_rules(&self.names, &self.all_mappings(base.pools))?;
+        let pods: Vec<PodId> = self.ledger().all().map(|(pod, ..)| pod.clone()).collect();
+        for pod in pods {
+            links.connect(&link_of(&pod), base.index)?;
+        }
+        *held = Some(base.clone());
+        Ok(base)
+    }
+
+    fn recorded_pools(&self) -> Option<Pools> {
+        let dir = &self.config.dir;
+        self.recorded().iter().find_map(|pod| Record::read(dir, pod).ok()).map(|record| record.pools)
+    }
+
+    fn all_mappings(&self, pools: Pools) -> Vec<Mapping> {
+        self.ledger().all().flat_map(|(_, place, ports)| mappings(ports, &pools.at(place))).collect()
+    }
+
+    fn give_back(&self, pod: &PodId) -> Result<(), BridgeError> {
+        let link = link_of(pod);
+        let ports = {
+            let ledger = self.ledger();
+            if !ledger.has(pod) && !ledger.has_stray(&link) && !self.record_path(pod).exists() {
+                return Ok(());
+            }
+            ledger.all().find(|(other, ..)| *other == pod).map(|(_, _, ports)| ports.to_vec())
+        };
+        let ports = ports.unwrap_or_default();
+        let none = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
+        let mappings = mappings(&ports, &none);
+        if !mappings.is_empty() {
+            rules::close_ports(&self.names.table, &mappings)?;
+        }
+        Links::open()?.remove(&link)?;
+        record::remove(&self.config.dir, pod)?;
+        self.ledger().release(pod, &link);
+        Ok(())
+    }
+
+    fn take_up(&self, is_known: &dyn Fn(&str) -> bool) -> Vec<(PodId, BridgeError)> {
+        let mut damaged = Vec::new();
+        for pod in self.recorded() {
+            match Record::read(&self.config.dir, &pod) {
+                Ok(record) => {
+                    let place = record.place().expect("a record is checked when it is read");
+                    self.ledger().note(pod, place, record.ports);
+                }
+                Err(error) => damaged.push((pod, error.into())),
+            }
+        }
+        if let Err(error) = self.mend(is_known) {
+            tracing::warn!(%error, "built-in network not looked through; the next pod tries again");
+        }
+        damaged
+    }
+
+    /// Counts in or removes links that no record tells of, and makes what is missing.
+    fn mend(&self, is_known: &dyn Fn(&str) -> bool) -> Result<(), BridgeError> {
+        let links = Links::open()?;
+        let standing = base::standing(&self.names, &links)?;
+        if let Some((bridge, pools)) = &standing {
+            let recorded: Vec<String> = self.ledger().all().map(|(pod, ..)| link_of(pod)).collect();
+            let ours = |link: &links::Link| link.master == Some(bridge.index) && link.kind == "veth";
+            for link in links.list()?.into_iter().filter(ours) {
+                if recorded.contains(&link.name) {
+                    continue;
+                }
+                if !link.name.strip_prefix("pod").is_some_and(is_known) {
+                    tracing::warn!(link = link.name, "belongs to no pod; removed");
+                    links.remove(&link.name)?;
+                    continue;
+                }
+                let address = link.alias.split(' ').next().and_then(|first| first.parse().ok());
+                if let Some(place) = address.and_then(|address| pools.v4.place(address)) {
+                    self.ledger().note_stray(link.name, place);
+                }
+            }
+        }
+        if standing.is_some() || !self.ledger().is_empty() {
+            self.ready(&links)?;
+        }
+        Ok(())
+    }
+}
+
+/// Chains of others that drop what is forwarded unless a rule of theirs lets it through, as far as nftables
+/// tells of them: nothing in a table of ours can undo that.
+pub fn in_the_way() -> std::io::Result<Vec<String>> {
+    rules::in_the_way()
+}
+
+/// What the pod asks of the host's ports; refuses what cannot be done.
+fn host_ports(attachment: &Attachment) -> Result<Vec<HostPort>, BridgeError> {
+    let refuse = |field, value: String, reason| {
+        Err(BridgeError::BadRequest { pod: attachment.pod.clone(), field, value, reason })
+    };
+    for name in BANDWIDTH {
+        if let Some(value) = attachment.annotations.get(name) {
+            let reason = "the built-in network does not limit bandwidth; remove the annotation, or install \
+                          the CNI plugin bandwidth";
+            return refuse(name, value.chars().take(100).collect(), reason);
+        }
+    }
+    let mut ports = Vec::new();
+    for mapping in attachment.port_mappings.iter().filter(|mapping| mapping.host_port != 0) {
+        let ip = mapping.host_ip.map(|ip| ip.to_canonical()).filter(|ip| !ip.is_unspecified());
+        if mapping.container_port == 0 {
+            return refuse(
+                "container_port",
+                "0".to_owned(),
+                "a host port has to lead to a port from 1 to 65535",
+            );
+        }
+        if let Some(ip) = ip.filter(IpAddr::is_multicast) {
+            return refuse("host_ip", ip.to_string(), "it is no address of one host");
+        }
+        if ip.is_some_and(|ip| ip.is_ipv6() && ip.is_loopback()) {
+            let reason = "the kernel sends nothing from ::1 to a pod; use 127.0.0.1, or another address";
+            return refuse("host_ip", "::1".to_owned(), reason);
+        }
+        let port =
+            HostPort { protocol: mapping.protocol, ip, port: mapping.host_port, to: mapping.container_port };
+        // Kubernetes lets a pod name one twice.
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    Ok(ports)
+}
+
+fn mappings(ports: &[HostPort], addresses: &[IpAddr]) -> Vec<Mapping> {
+    ports.iter().map(|port| Mapping { port: port.clone(), to: addresses.to_vec() }).collect()
+}
+
+fn denial(denied: Denied, pools: Pools) -> BridgeError {
+    match denied {
+        Denied::Full => BridgeError::Full { pool: pools.v4, count: pools.last().saturating_sub(1) },
+        Denied::Taken { port, by } => taken_by(&port, &format!("pod {by}")),
+    }
+}
+
+fn taken_by(port: &HostPort, by: &str) -> BridgeError {
+    let at = port.ip.map(|ip| format!(" of {ip}")).unwrap_or_default();
+    BridgeError::PortTaken { port: format!("{}/{}{at}", port.port, port.protocol.name()), by: by.to_owned() }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BridgeError> + Send + 'static,
+) -> Result<T, BridgeError> {
+    let failed = |error: tokio::task::JoinError| BridgeError::Link {
+        operation: "work on",
+        link: "the bridge".to_owned(),
+        source: std::io::Error::other(error),
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(failed(error)))
+}
