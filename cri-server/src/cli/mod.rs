@@ -2,8 +2,10 @@
 
 mod bars;
 mod config;
+mod here;
 mod image;
 mod look_up;
+mod pods;
 mod run;
 mod serve;
 mod threads;
@@ -15,6 +17,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     config::{Config, ConfigError},
     error::chain,
+    standalone::printable,
 };
 
 /// Kubernetes CRI container runtime.
@@ -31,9 +34,20 @@ enum Command {
     Serve(serve::Arguments),
     /// Run the pod of a Kubernetes manifest here and now, with no daemon and no kubelet
     ///
+    /// Init containers, sidecars, probes, hooks, deadlines and restarts are as Kubernetes has them. So a pod
+    /// whose manifest has no restartPolicy is restarted for ever (Always is the default of Kubernetes): set it to
+    /// Never or OnFailure, or give --restart-policy, for a pod that is to end.
+    ///
     /// It has directories of its own, /run/podhold-run and /var/lib/podhold-run, whatever the
-    /// configuration says for the daemon; flags change them.
+    /// configuration says for the daemon; flags change them. While it runs, podhold ps, logs, exec and stop
+    /// find its pod. Interrupted once it stops the pod with grace; twice, at once.
+    #[command(after_help = run::EXIT_CODES)]
     Run(run::Arguments),
+    Ps(pods::List),
+    Logs(pods::Logs),
+    Exec(pods::Exec),
+    Stop(pods::Stop),
+    Rm(pods::Remove),
     /// Pull, list, import, export, check and remove images, of the daemon or, without one, of its directories
     Image(image::Arguments),
     /// Check the configuration, or print the default one
@@ -81,16 +95,20 @@ impl Settings {
 #[derive(Debug)]
 struct Failure(String);
 
+impl Failure {
+    /// Says it; answers the exit code for it.
+    fn tell(&self, code: ExitCode) -> ExitCode {
+        use std::io::Write as _;
+        // To a full disk nothing can be said.
+        let _unsaid = writeln!(std::io::stderr(), "podhold: {}", printable(&self.0));
+        code
+    }
+}
+
 impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         Self(chain(&error))
     }
-}
-
-/// Text that may quote a stranger, as a terminal may have it.
-fn printable(text: &str) -> String {
-    let shown = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
-    text.chars().map(shown).collect()
 }
 
 /// Runs what the arguments of this process say; the exit code of the process.
@@ -98,7 +116,12 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Serve(arguments) => serve::main(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Run(arguments) => run::main(&arguments),
+        Command::Run(arguments) => run::main(arguments),
+        Command::Ps(arguments) => pods::main(pods::Verb::List(arguments)),
+        Command::Logs(arguments) => pods::main(pods::Verb::Logs(arguments)),
+        Command::Exec(arguments) => pods::main(pods::Verb::Exec(arguments)),
+        Command::Stop(arguments) => pods::main(pods::Verb::Stop(arguments)),
+        Command::Rm(arguments) => pods::main(pods::Verb::Remove(arguments)),
         Command::Image(arguments) => image::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Config(arguments) => config::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::LookUp(arguments) => {
@@ -106,12 +129,7 @@ pub fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
     };
-    result.unwrap_or_else(|Failure(reason)| {
-        use std::io::Write as _;
-        // To a full disk nothing can be said.
-        let _unsaid = writeln!(std::io::stderr(), "podhold: {}", printable(&reason));
-        ExitCode::FAILURE
-    })
+    result.unwrap_or_else(|failure| failure.tell(ExitCode::FAILURE))
 }
 
 /// Sends log lines to standard error.

@@ -74,9 +74,6 @@ pub(super) fn requests(
         return refuse("metadata.name", "is missing; a pod needs a name");
     };
     check_name("metadata.name", &name, 253)?;
-    if !matches!(spec.restart_policy.as_deref(), None | Some("Never")) {
-        return refuse("spec.restartPolicy", "only Never can be run yet; set it, or leave it out");
-    }
     if spec.containers.is_empty() {
         return refuse("spec.containers", "is empty; a pod needs at least one container");
     }
@@ -345,7 +342,6 @@ mod tests {
     #[test]
     fn what_cannot_be_run_is_refused_by_field() {
         for (container, spec, field) in [
-            ("{name: c, image: i}", "restartPolicy: Always", "spec.restartPolicy"),
             ("{name: c}", "hostname: h", "spec.containers[0].image"),
             (
                 "{name: c, image: i, volumeMounts: [{name: v, mountPath: /v}]}",

@@ -2,17 +2,21 @@
 //! carry them out.
 
 mod convert;
+mod life;
 mod limits;
 pub(crate) mod log_text;
-mod logs;
 mod manifest;
 mod quantity;
 mod run;
 mod supported;
+mod terminal;
 mod users;
 mod volumes;
 
+pub(crate) use self::terminal::{Label, Screen, follow};
 pub use self::{
+    life::Policy,
     manifest::{Manifest, ManifestError},
-    run::run,
+    run::{FIRST, HOST, Options, PullWhen, RUN_BY, RunError, check, remove_directories, run},
+    terminal::printable,
 };

@@ -63,6 +63,51 @@ const CONTAINER_FIELDS: &[&str] = &[
     "volumeMounts[].readOnly",
 ];
 
+/// Fields of a pod that say how it lives, in `life/`.
+const LIFE: &[&str] = &["spec.activeDeadlineSeconds"];
+
+/// Fields of a container that say how it lives, in `life/`.
+const LIFE_OF_CONTAINER: &[&str] = &["restartPolicy", "terminationMessagePath", "terminationMessagePolicy"];
+
+/// Fields of a probe, below `livenessProbe`, `readinessProbe` and `startupProbe`.
+const PROBE: &[&str] = &[
+    "failureThreshold",
+    "grpc.port",
+    "grpc.service",
+    "initialDelaySeconds",
+    "periodSeconds",
+    "successThreshold",
+    "terminationGracePeriodSeconds",
+    "timeoutSeconds",
+];
+
+/// What a probe or a hook does.
+const ACTION: &[&str] = &[
+    "exec.command[]",
+    "httpGet.host",
+    "httpGet.httpHeaders[].name",
+    "httpGet.httpHeaders[].value",
+    "httpGet.path",
+    "httpGet.port",
+    "httpGet.scheme",
+    "sleep.seconds",
+    "tcpSocket.host",
+    "tcpSocket.port",
+];
+
+/// All fields of a container that say how it lives.
+fn life_of_container() -> impl Iterator<Item = String> {
+    let probes = ["livenessProbe", "readinessProbe", "startupProbe"];
+    let of_probe = PROBE.iter().chain(ACTION).filter(|field| !field.starts_with("sleep"));
+    let of_probes = probes
+        .into_iter()
+        .flat_map(move |probe| of_probe.clone().map(move |field| format!("{probe}.{field}")));
+    let hooks = ["lifecycle.postStart", "lifecycle.preStop"];
+    let of_hooks =
+        hooks.into_iter().flat_map(|hook| ACTION.iter().map(move |field| format!("{hook}.{field}")));
+    LIFE_OF_CONTAINER.iter().map(|field| (*field).to_owned()).chain(of_probes).chain(of_hooks)
+}
+
 /// The paths of all values that are not understood, such as `spec.containers[1].livenessProbe`.
 pub(super) fn unknown(manifest: &Value) -> Vec<String> {
     let mut found = Vec::new();
@@ -117,10 +162,11 @@ fn matches(pattern: &str, how: Match) -> bool {
         },
         Match::Beginning => field.strip_prefix(pattern).is_some_and(|rest| rest.starts_with(['.', '['])),
     };
-    FIELDS.iter().any(|field| fits(field))
+    FIELDS.iter().chain(LIFE).any(|field| fits(field))
         || ["spec.containers[]", "spec.initContainers[]"].iter().any(|list| {
             matches!(how, Match::Beginning) && (list.starts_with(pattern) && matches_boundary(list, pattern))
                 || CONTAINER_FIELDS.iter().any(|field| fits(&format!("{list}.{field}")))
+                || life_of_container().any(|field| fits(&format!("{list}.{field}")))
         })
 }
 
@@ -144,7 +190,7 @@ mod tests {
                 "initContainers": [{ "name": "i", "image": "b", "restartPolicy": "Always" }],
                 "containers": [
                     { "name": "a", "image": "b", "env": [{ "name": "E", "value": "1" }] },
-                    { "name": "c", "image": "b", "livenessProbe": {}, "env": [{ "name": "E", "valueFrom": {} }] },
+                    { "name": "c", "image": "b", "livenessProbe": { "exec": {}, "ttl": 1 }, "env": [{ "name": "E", "valueFrom": {} }] },
                 ],
             },
         });
@@ -152,8 +198,7 @@ mod tests {
             unknown(&manifest),
             [
                 "spec.containers[1].env[0].valueFrom",
-                "spec.containers[1].livenessProbe",
-                "spec.initContainers[0].restartPolicy",
+                "spec.containers[1].livenessProbe.ttl",
                 "spec.volumes[1].nfs",
                 "spec.volumes[2].emptyDir.medium",
             ]
