@@ -287,14 +287,16 @@ async fn hooks_run_after_the_start_and_before_the_stop() {
 async fn a_pod_whose_time_is_over_ends_with_124() {
     let rig = rig!();
     let app = script("app", "trap 'echo asked; exit 0' TERM; echo up; while :; do sleep 0.05; done");
-    let spec = json!({"restartPolicy": "Never", "activeDeadlineSeconds": 2, "containers": [app]});
+    let spec = json!({"restartPolicy": "Never", "activeDeadlineSeconds": 8, "containers": [app]});
     let output = run(&rig, &["--json"], &spec).await;
     let of_manifest = report(&output);
     assert_eq!((output.code, &of_manifest["reason"]), (124, &json!("DeadlineExceeded")), "{output:?}");
     assert!(output.stderr.contains("asked"), "it is ended with grace: {output:?}");
     let spec = json!({"restartPolicy": "Never", "containers": [script("app", "exec sleep 1000")], "terminationGracePeriodSeconds": 0});
     let output = run(&rig, &["--timeout", "3s"], &spec).await;
-    assert!(output.code == 124 && output.stderr.contains("--timeout"), "{output:?}");
+    // On a busy machine the time may be over before the container begins.
+    let said = ["--timeout", "before it has begun"].iter().any(|word| output.stderr.contains(word));
+    assert!(output.code == 124 && said, "{output:?}");
     rig.finish().await;
 }
 
