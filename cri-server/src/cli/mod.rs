@@ -106,12 +106,25 @@ pub fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
     };
-    result.unwrap_or_else(|Failure(reason)| {
-        use std::io::Write as _;
-        // To a full disk nothing can be said.
-        let _unsaid = writeln!(std::io::stderr(), "podhold: {}", printable(&reason));
-        ExitCode::FAILURE
-    })
+    result.unwrap_or_else(|Failure(reason)| ended(1, &reason))
+}
+
+/// Says why this process ends, and with which code.
+fn ended(code: u8, reason: &str) -> ExitCode {
+    use std::io::Write as _;
+    // To a full disk nothing can be said.
+    let _unsaid = writeln!(std::io::stderr(), "podhold: {}", printable(reason));
+    ExitCode::from(code)
+}
+
+/// Prints what was asked for; a reader that goes away is a failure.
+fn printed(text: &str) -> ExitCode {
+    use std::io::Write as _;
+    let mut out = std::io::stdout();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => ended(1, &format!("standard output: {error}")),
+    }
 }
 
 /// Sends log lines to standard error.

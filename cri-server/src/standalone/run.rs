@@ -11,10 +11,11 @@ use tokio::{
 };
 
 use super::{
-    convert::{self, ContainerRequest, Pull, Requests},
     logs::{self, Label},
     manifest::Manifest,
-    users,
+    plan,
+    request::{self, ContainerRequest, PodFacts, Pull, Requests},
+    volume,
 };
 use crate::{
     config::Config,
@@ -36,12 +37,14 @@ pub async fn run(manifest: Manifest, config: Config) -> Result<u8> {
     if let Err(error) = left {
         eprintln!("podhold: what an earlier run left could not all be removed: {error}");
     }
-    let dir = runtime.config().run_dir.join("pod");
-    let uid = format!("run-{}", std::process::id());
-    let mut requests = convert::requests(&manifest, &uid, &dir)
+    let place = plan::place(&manifest, runtime.config());
+    let requests = request::requests(&manifest, &place)
         .map_err(|error| Error::invalid("manifest", error.to_string()))?;
-    if manifest.pod.spec.as_ref().is_some_and(|spec| spec.host_users == Some(false)) {
-        users::give(&mut requests, std::process::id());
+    for note in &requests.notes {
+        eprintln!("podhold: note: {note}");
+    }
+    for left in [&place.dir, &place.disk] {
+        volume::remove(left)?;
     }
     pull_images(&runtime, &requests).await?;
     make_directories(&requests)?;
@@ -63,7 +66,7 @@ pub async fn run(manifest: Manifest, config: Config) -> Result<u8> {
         _ = interrupt.recv() => remove_pod(&runtime, &requests, Duration::ZERO).await,
         _ = terminate.recv() => remove_pod(&runtime, &requests, Duration::ZERO).await,
     };
-    let _gone = std::fs::remove_dir_all(&dir);
+    let removed = removed.and(volume::remove(&place.dir)).and(volume::remove(&place.disk));
     runtime.close().await;
     match (result, removed) {
         // Why it failed says more than what could not be cleaned up after it.
@@ -106,32 +109,23 @@ async fn remove_pod(runtime: &Arc<Runtime>, requests: &Requests, grace: Duration
 
 fn make_directories(requests: &Requests) -> Result<()> {
     let logs = PathBuf::from(&requests.pod.log_directory);
-    for dir in requests.empty_dirs.iter().chain([&logs]) {
-        std::fs::create_dir_all(dir).map_err(Error::doing(format!("making {}", dir.display())))?;
-    }
-    use std::os::unix::fs::PermissionsExt;
-    for dir in &requests.empty_dirs {
-        // Containers of one pod may run as different users.
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))
-            .map_err(Error::doing(format!("opening {}", dir.display())))?;
-    }
-    Ok(())
+    std::fs::create_dir_all(&logs).map_err(Error::doing(format!("making {}", logs.display())))?;
+    requests.volumes.make()
 }
 
 async fn pull_images(runtime: &Arc<Runtime>, requests: &Requests) -> Result<()> {
     let mut done = std::collections::BTreeSet::new();
-    for request in requests.init.iter().chain(&requests.apps) {
-        let image = request.config.image.clone().unwrap_or_default().image;
-        let there = runtime.images().find(&image).is_some();
-        let wanted = match request.pull {
+    for (image, pull) in requests.images() {
+        let there = runtime.images().find(image).is_some();
+        let wanted = match pull {
             Pull::Always => true,
             Pull::IfNotPresent => !there,
             Pull::Never if there => false,
             Pull::Never => return Err(Error::not_found("image (imagePullPolicy: Never)", image)),
         };
-        if wanted && done.insert(image.clone()) {
+        if wanted && done.insert(image) {
             eprintln!("podhold: pulling {image}");
-            runtime.pull_image(&image, None, None).await?;
+            runtime.pull_image(image, requests.credentials(image), None).await?;
         }
     }
     Ok(())
@@ -139,9 +133,11 @@ async fn pull_images(runtime: &Arc<Runtime>, requests: &Requests) -> Result<()> 
 
 async fn run_pod(runtime: &Arc<Runtime>, requests: &Requests, show: &Show) -> Result<u8> {
     let pod = runtime.run_pod(requests.pod.clone(), String::new()).await?;
-    let log_dir = PathBuf::from(&requests.pod.log_directory);
+    let addresses = runtime.store().pod(&pod).map(|pod| pod.record.ips.clone()).unwrap_or_default();
+    let facts = requests.learn(&addresses)?;
+    let known = Known { requests, facts };
     for (index, request) in requests.init.iter().enumerate() {
-        let running = begin(runtime, &pod, request, &log_dir, show.label(index)).await?;
+        let running = begin(runtime, &pod, request, &known, show.label(index)).await?;
         let (name, ended) = running.end(runtime).await?;
         if ended.code != 0 {
             show.failed("init container", &name, &ended);
@@ -153,7 +149,7 @@ async fn run_pod(runtime: &Arc<Runtime>, requests: &Requests, show: &Show) -> Re
         .apps
         .iter()
         .enumerate()
-        .map(|(index, request)| begin(runtime, &pod, request, &log_dir, show.label(first + index)));
+        .map(|(index, request)| begin(runtime, &pod, request, &known, show.label(first + index)));
     let running = futures::future::try_join_all(begun).await?;
     let ends = running.into_iter().map(|container| container.end(runtime));
     let mut code = 0;
@@ -168,6 +164,12 @@ async fn run_pod(runtime: &Arc<Runtime>, requests: &Requests, show: &Show) -> Re
     Ok(code)
 }
 
+/// A pod that runs.
+struct Known<'a> {
+    requests: &'a Requests,
+    facts: PodFacts,
+}
+
 /// A container that was started and whose log is followed.
 struct Running {
     id: ContainerId,
@@ -180,10 +182,15 @@ async fn begin(
     runtime: &Arc<Runtime>,
     pod: &PodId,
     request: &ContainerRequest,
-    log_dir: &std::path::Path,
+    known: &Known<'_>,
     label: Label,
 ) -> Result<Running> {
-    let id = runtime.create_container(pod.as_str(), request.config.clone()).await?;
+    let name = request.config.image.clone().unwrap_or_default().image;
+    let image = runtime.images().find(&name);
+    let user = image.and_then(|image| image.config.config().as_ref()?.user().clone()).unwrap_or_default();
+    let config = known.requests.settled(request, &known.facts, &user)?;
+    let log_dir = PathBuf::from(&known.requests.pod.log_directory);
+    let id = runtime.create_container(pod.as_str(), config).await?;
     let (over, ended) = watch::channel(false);
     let log = tokio::spawn(logs::follow(log_dir.join(&request.config.log_path), label, ended));
     runtime.start_container(id.as_str()).await?;
