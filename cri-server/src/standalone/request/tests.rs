@@ -319,7 +319,7 @@ fn what_cannot_be_run_is_refused_with_its_place() {
         (
             "",
             "volumes: [{name: v, configMap: {name: nope}}]",
-            "6: spec.volumes[0].configMap.name: nope ConfigMap \"no\" in this file; there is map:",
+            "6: spec.volumes[0].configMap.name: no ConfigMap \"nope\" in this file; there is map:",
         ),
         (
             "",
