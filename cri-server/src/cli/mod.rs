@@ -132,6 +132,14 @@ pub fn main() -> ExitCode {
     result.unwrap_or_else(|failure| failure.tell(ExitCode::FAILURE))
 }
 
+/// Prints what was asked for; a reader that goes away is a failure.
+fn printed(text: &str) -> Result<ExitCode, Failure> {
+    use std::io::Write as _;
+    let mut out = std::io::stdout();
+    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    written.map(|()| ExitCode::SUCCESS).map_err(|error| Failure(format!("standard output: {error}")))
+}
+
 /// Sends log lines to standard error.
 fn start_logging(level: &str) -> Result<(), Failure> {
     let filter = tracing_subscriber::EnvFilter::try_new(level).map_err(|error| {

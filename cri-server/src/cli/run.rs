@@ -20,7 +20,8 @@ manifest that cannot be run; 3 for what this host, or a registry, could not do."
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// File with one Pod of the Kubernetes core v1 API, YAML or JSON; `-` is standard input
+    /// File with one Pod (core v1), or one Deployment, DaemonSet, StatefulSet, ReplicaSet, Job or CronJob of whose
+    /// template one pod is run now, and the ConfigMaps and Secrets it uses; YAML or JSON; `-` is standard input
     #[arg(value_name = "POD.yaml")]
     manifest: PathBuf,
     /// In place of the manifest's restartPolicy
@@ -44,6 +45,10 @@ pub(super) struct Arguments {
     /// Stop the pod at its end and do not remove it: podhold logs and rm find it
     #[arg(long)]
     keep: bool,
+    /// Print the CRI requests as JSON and run nothing; values of secrets are shown where the requests have them.
+    /// Needs no root
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -88,9 +93,6 @@ fn run(arguments: Arguments, manifest: &Manifest) -> Result<ExitCode, (Failure, 
     settings.run_dir.get_or_insert_with(|| here::RUN_DIR.into());
     settings.state_dir.get_or_insert_with(|| here::STATE_DIR.into());
     let config = settings.load().map_err(Failure::from).map_err(host)?;
-    super::start_logging(&config.log_level).map_err(host)?;
-    super::require_root().map_err(host)?;
-    descriptors::raise();
     let options = Options {
         restart_policy: arguments.restart_policy,
         restart_backoff: Some(arguments.restart_backoff),
@@ -100,7 +102,15 @@ fn run(arguments: Arguments, manifest: &Manifest) -> Result<ExitCode, (Failure, 
         junit: arguments.junit,
         keep: arguments.keep,
     };
-    standalone::check(manifest, &options).map_err(RunError::from).map_err(failed)?;
+    let refused = |error| failed(RunError::Manifest(error));
+    if arguments.dry_run {
+        let requests = standalone::dry_run(manifest, &config, &options).map_err(refused)?;
+        return super::printed(&requests).map_err(|failure| (failure, 1));
+    }
+    standalone::check(manifest, &config, &options).map_err(refused)?;
+    super::start_logging(&config.log_level).map_err(host)?;
+    super::require_root().map_err(host)?;
+    descriptors::raise();
     let threads = super::threads::plain().map_err(host)?;
     threads.block_on(async {
         let here = here::open(config).await.map_err(host)?;

@@ -53,6 +53,7 @@ use podhold_sandbox::{
     network::cni::{Cni, CniConfig},
 };
 
+pub(crate) use self::files::host_resolv_conf;
 pub use self::{
     archives::Pruned,
     exec::ExecOutput,

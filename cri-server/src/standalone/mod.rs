@@ -1,22 +1,24 @@
 //! Pods without a kubelet: a manifest becomes the same requests a kubelet would send, and the same verbs
 //! carry them out.
 
-mod convert;
+mod host;
 mod life;
-mod limits;
 pub(crate) mod log_text;
 mod manifest;
+mod plan;
 mod quantity;
+mod request;
 mod run;
 mod supported;
 mod terminal;
 mod users;
-mod volumes;
+mod volume;
 
 pub(crate) use self::terminal::{Label, Screen, follow};
 pub use self::{
     life::Policy,
     manifest::{Manifest, ManifestError},
-    run::{FIRST, HOST, Options, PullWhen, RUN_BY, RunError, check, remove_directories, run},
+    plan::{check, dry_run},
+    run::{FIRST, HOST, Options, PullWhen, RUN_BY, RunError, remove_directories, run},
     terminal::printable,
 };

@@ -5,7 +5,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use podhold_sandbox::PodId;
@@ -16,11 +16,12 @@ use tokio::{
 };
 
 use super::{
-    convert::{self, Pull, Requests},
-    life::{Life, Outcome, Places, Plan, Policy, Role, Why},
+    life::{Life, Outcome, Plan, Policy, Role, Why},
     manifest::{Manifest, ManifestError},
+    plan::{RUNS, decide},
+    request::{PodFacts, Pull, Requests},
     terminal::{self, Screen, Subject},
-    users,
+    volume,
 };
 use crate::{
     error::{Error, Result},
@@ -35,9 +36,6 @@ const KEPT: &str = "podhold.io/keep";
 pub const RUN_BY: &str = "podhold.io/run-by";
 /// The annotation with the container in which commands run that name none; kubectl's.
 pub const FIRST: &str = "kubectl.kubernetes.io/default-container";
-
-/// Where the logs and volumes of runs are, in the run directory.
-const RUNS: &str = "runs";
 
 /// How a pod is run, besides what its manifest says.
 #[derive(Debug, Clone, Default)]
@@ -69,6 +67,16 @@ pub enum PullWhen {
     Never,
 }
 
+impl From<PullWhen> for Pull {
+    fn from(when: PullWhen) -> Self {
+        match when {
+            PullWhen::Always => Self::Always,
+            PullWhen::Missing => Self::IfNotPresent,
+            PullWhen::Never => Self::Never,
+        }
+    }
+}
+
 /// Why a pod could not be run to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -83,10 +91,8 @@ pub enum RunError {
 /// One run of a manifest.
 struct Errand<'a> {
     runtime: &'a Arc<Runtime>,
-    requests: Requests,
+    requests: Arc<Requests>,
     plan: Plan,
-    places: Places,
-    dir: PathBuf,
     screen: Arc<Screen>,
     options: &'a Options,
 }
@@ -118,21 +124,17 @@ pub async fn run(
         let written = std::fs::write(file, terminal::junit(&subject, &outcome));
         written.map_err(Error::doing(format!("writing the report {}", file.display())))?;
     }
-    if !options.keep {
-        let _gone = std::fs::remove_dir_all(&errand.dir);
-    }
+    // The reports have read the logs.
+    let removed = match removed {
+        Ok(()) if !options.keep => errand.remove_volumes().await,
+        removed => removed,
+    };
     match (code, outcome.error) {
         // Why it failed says more than what could not be cleaned up after it.
         (None, Some(error)) => Err(error.into()),
         (None, None) => Err(Error::Precondition("the pod could not be run".to_owned()).into()),
         (Some(code), _) => removed.map(|()| code).map_err(RunError::from),
     }
-}
-
-/// Refuses a manifest that cannot be run, before anything is done.
-pub fn check(manifest: &Manifest, options: &Options) -> std::result::Result<(), ManifestError> {
-    Plan::of(manifest, options.restart_policy)?;
-    convert::requests(manifest, "check", Path::new("/")).map(drop)
 }
 
 /// Exit code in a report of what the host could not do; the command line ends with the same.
@@ -144,15 +146,7 @@ fn prepare<'a>(
     runtime: &'a Arc<Runtime>,
     options: &'a Options,
 ) -> std::result::Result<Errand<'a>, RunError> {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let uid = format!("run-{}-{}", std::process::id(), since.as_millis());
-    let dir = runtime.config().run_dir.join(RUNS).join(&uid);
-    let mut plan = Plan::of(manifest, options.restart_policy)?;
-    let mut requests = convert::requests(manifest, &uid, &dir)?;
-    plan.grace = requests.grace;
-    if manifest.pod.spec.as_ref().is_some_and(|spec| spec.host_users == Some(false)) {
-        users::give(&mut requests, std::process::id());
-    }
+    let (mut requests, plan) = decide(manifest, runtime.config(), options)?;
     let annotations = &mut requests.pod.annotations;
     annotations.insert(RUN_BY.to_owned(), std::process::id().to_string());
     if let Some(first) = plan.members.iter().find(|member| member.role == Role::App) {
@@ -161,19 +155,12 @@ fn prepare<'a>(
     if options.keep {
         annotations.insert(KEPT.to_owned(), "true".to_owned());
     }
-    if let Some(when) = options.pull {
-        for request in requests.init.iter_mut().chain(&mut requests.apps) {
-            request.pull = match when {
-                PullWhen::Always => Pull::Always,
-                PullWhen::Missing => Pull::IfNotPresent,
-                PullWhen::Never => Pull::Never,
-            };
-        }
-    }
-    let places = Places { logs: PathBuf::from(&requests.pod.log_directory), words: dir.join("words") };
     let name = requests.pod.metadata.clone().unwrap_or_default().name;
     let screen = Screen::new(&name, options.json);
-    Ok(Errand { runtime, requests, plan, places, dir, screen, options })
+    for note in &requests.notes {
+        screen.say(&format!("note: {note}"));
+    }
+    Ok(Errand { runtime, requests: Arc::new(requests), plan, screen, options })
 }
 
 /// Why the pod is to end, as often as somebody says so.
@@ -208,29 +195,45 @@ impl Errand<'_> {
             }
         };
         let mut subject = self.subject();
-        let pod = match begun {
-            Ok(pod) => pod,
+        let (pod, facts) = match begun {
+            Ok(begun) => begun,
             Err((why, error)) => return (subject, Outcome::nothing(why, error)),
         };
         let ips = self.runtime.store().pod(&pod).map(|pod| pod.ips).unwrap_or_default();
         subject.addresses = ips.iter().map(ToString::to_string).collect();
-        let all = self.requests.init.iter().chain(&self.requests.apps);
         let life = Life {
             runtime: Arc::clone(self.runtime),
             pod,
             plan: self.plan.clone(),
-            configs: all.map(|request| request.config.clone()).collect(),
-            places: self.places.clone(),
+            requests: Arc::clone(&self.requests),
+            facts,
             screen: Arc::clone(&self.screen),
             backoff: self.options.restart_backoff,
         };
         (subject, life.live(told).await)
     }
 
-    async fn begin(&self) -> Result<PodId> {
+    async fn begin(&self) -> Result<(PodId, PodFacts)> {
         self.pull_images().await?;
-        self.make_directories()?;
-        self.runtime.run_pod(self.requests.pod.clone(), String::new()).await
+        let requests = Arc::clone(&self.requests);
+        let making = tokio::task::spawn_blocking(move || {
+            let logs = Path::new(&requests.pod.log_directory);
+            std::fs::create_dir_all(logs).map_err(Error::doing(format!("making {}", logs.display())))?;
+            requests.volumes.make()
+        });
+        making.await.map_err(Error::doing("making the volumes"))??;
+        let pod = self.runtime.run_pod(self.requests.pod.clone(), String::new()).await?;
+        let addresses = self.runtime.store().pod(&pod).map(|pod| pod.ips.clone()).unwrap_or_default();
+        let facts = self.requests.learn(&addresses)?;
+        Ok((pod, facts))
+    }
+
+    async fn remove_volumes(&self) -> Result<()> {
+        let requests = Arc::clone(&self.requests);
+        let removing = tokio::task::spawn_blocking(move || {
+            volume::remove(&requests.place.dir).and(volume::remove(&requests.place.disk))
+        });
+        removing.await.map_err(Error::doing("removing the volumes"))?
     }
 
     fn subject(&self) -> Subject {
@@ -240,7 +243,7 @@ impl Errand<'_> {
 
     /// Removes this run's pod, or stops what is to be kept.
     async fn clean_up(&self, told: &mut mpsc::UnboundedReceiver<Why>) -> Result<()> {
-        let ours = |pod: &Pod| pod.record.config.metadata == self.requests.pod.metadata;
+        let ours = |pod: &Pod| pod.record.config.log_directory == self.requests.pod.log_directory;
         if self.options.keep {
             let pods = self.runtime.store().pods();
             let stops =
@@ -263,25 +266,11 @@ impl Errand<'_> {
         }
     }
 
-    fn make_directories(&self) -> Result<()> {
-        for dir in self.requests.empty_dirs.iter().chain([&self.places.logs, &self.places.words]) {
-            make(dir)?;
-        }
-        use std::os::unix::fs::PermissionsExt;
-        for dir in &self.requests.empty_dirs {
-            // Containers of one pod may run as different users.
-            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))
-                .map_err(Error::doing(format!("opening {}", dir.display())))?;
-        }
-        Ok(())
-    }
-
     async fn pull_images(&self) -> Result<()> {
         let mut wanted = Vec::new();
-        for request in self.requests.init.iter().chain(&self.requests.apps) {
-            let image = request.config.image.clone().unwrap_or_default().image;
-            let there = self.runtime.images().find(&image).is_some();
-            match request.pull {
+        for (image, pull) in self.requests.images() {
+            let there = self.runtime.images().find(image).is_some();
+            match pull {
                 Pull::IfNotPresent | Pull::Never if there => {}
                 Pull::Never => return Err(Error::not_found("image (imagePullPolicy: Never)", image)),
                 Pull::Always | Pull::IfNotPresent if wanted.contains(&image) => {}
@@ -292,14 +281,10 @@ impl Errand<'_> {
         for (index, image) in wanted.iter().enumerate() {
             self.screen.show(&format!("pulling {}/{count}", index + 1));
             self.screen.say(&format!("pulling {image}"));
-            self.runtime.pull_image(image, None, None).await?;
+            self.runtime.pull_image(image, self.requests.credentials(image), None).await?;
         }
         Ok(())
     }
-}
-
-fn make(dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(Error::doing(format!("making {}", dir.display())))
 }
 
 /// Whether a pod outlives the command that ran it.
@@ -314,13 +299,19 @@ async fn remove_earlier(runtime: &Arc<Runtime>) -> Result<()> {
     left
 }
 
-/// Removes the directories of runs that have no pod any more.
+/// Removes the directories of runs that have no pod any more, with what is mounted in them.
 pub fn remove_directories(runtime: &Arc<Runtime>) {
     let pods = runtime.store().pods();
-    let Ok(entries) = std::fs::read_dir(runtime.config().run_dir.join(RUNS)) else { return };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        if pods.iter().all(|pod| !Path::new(&pod.record.config.log_directory).starts_with(&path)) {
-            let _gone = std::fs::remove_dir_all(path);
+    let logs = |pod: &Pod| PathBuf::from(&pod.record.config.log_directory);
+    let used: Vec<PathBuf> = pods.iter().map(logs).collect();
+    let is_used = |path: &Path| used.iter().any(|logs| logs.parent().is_some_and(|run| run.ends_with(path)));
+    let config = runtime.config();
+    for directory in [&config.run_dir, &config.state_dir].map(|directory| directory.join(RUNS)) {
+        let Ok(entries) = std::fs::read_dir(directory) else { continue };
+        for entry in entries.flatten().filter(|entry| !is_used(Path::new(&entry.file_name()))) {
+            if let Err(error) = volume::remove(&entry.path()) {
+                tracing::warn!(%error, "what a run of a pod left stays");
+            }
         }
     }
 }

@@ -5,7 +5,6 @@
 
 use std::{
     net::IpAddr,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -20,7 +19,10 @@ use tokio::{
 };
 
 use super::{
-    super::terminal::{Label, Screen, follow},
+    super::{
+        request::{ContainerRequest, PodFacts, Requests},
+        terminal::{Label, Screen, follow},
+    },
     action::Action,
     deadline::LEAST,
     hook, outcome,
@@ -40,12 +42,10 @@ pub(super) struct Shared {
     pub(super) pod: PodId,
     pub(super) address: IpAddr,
     pub(super) plan: Plan,
-    /// Of each member of the plan.
-    pub(super) configs: Vec<cri::ContainerConfig>,
+    pub(super) requests: Arc<Requests>,
+    pub(super) facts: PodFacts,
     /// The directory of the logs.
     pub(super) logs: PathBuf,
-    /// The directory of the containers' last words.
-    pub(super) words: PathBuf,
     pub(super) screen: Arc<Screen>,
     pub(super) events: mpsc::UnboundedSender<Event>,
 }
@@ -117,7 +117,7 @@ impl Run {
 
     async fn to_its_end(&mut self) -> Result<RunEnd> {
         let runtime = Arc::clone(&self.shared.runtime);
-        let (config, words) = self.config()?;
+        let config = self.config().await?;
         let log = self.shared.logs.join(&config.log_path);
         self.forget_older().await?;
         let id = runtime.create_container(self.shared.pod.as_str(), config).await?;
@@ -130,7 +130,8 @@ impl Run {
         over.send_replace(true);
         following.await.map_err(Error::doing("log"))?.map_err(Error::doing("log"))?;
         let image_ref = runtime.store().container(&id).map(|container| container.record.image_ref.clone());
-        let message = match outcome::last_words(&words, &log, &self.member().message, ended.code) {
+        let words = &self.request().termination_message;
+        let message = match outcome::last_words(words, &log, self.member().log_speaks, ended.code) {
             said if said.is_empty() => ended.message.clone(),
             said => said,
         };
@@ -235,39 +236,35 @@ impl Run {
             if of.name == *name && of.attempt + 1 < self.attempt {
                 self.shared.runtime.remove_container(container.record.id.as_str()).await?;
                 let _gone = std::fs::remove_file(self.shared.logs.join(&container.record.config.log_path));
-                let _gone = std::fs::remove_file(self.words_of(of.attempt));
             }
         }
         Ok(())
     }
 
-    fn words_of(&self, attempt: u32) -> PathBuf {
-        self.shared.words.join(&self.member().name).join(attempt.to_string())
+    fn request(&self) -> &ContainerRequest {
+        let Requests { init, apps, .. } = &*self.shared.requests;
+        // The members of the plan are in the order of the requests.
+        init.get(self.member).unwrap_or_else(|| &apps[self.member - init.len()])
     }
 
-    /// What is asked for this run, and where its last words will be.
-    fn config(&self) -> Result<(cri::ContainerConfig, PathBuf)> {
-        let (member, words) = (self.member(), self.words_of(self.attempt));
-        let mut config = self.shared.configs[self.member].clone();
+    /// What is asked for this run.
+    async fn config(&self) -> Result<cri::ContainerConfig> {
+        let image = self.request().config.image.clone().unwrap_or_default().image;
+        let image = self.shared.runtime.images().find(&image);
+        let user = image.and_then(|image| image.config.config().as_ref()?.user().clone());
+        let run = Self { shared: Arc::clone(&self.shared), stop: self.stop.clone(), ..*self };
+        // Parts of volumes are looked up, wherever they are.
+        let settling = tokio::task::spawn_blocking(move || {
+            let (requests, facts) = (&run.shared.requests, &run.shared.facts);
+            requests.settled(run.request(), facts, user.as_deref().unwrap_or_default())
+        });
+        let mut config = settling.await.map_err(Error::doing("the request of a container"))??;
         config.metadata.get_or_insert_default().attempt = self.attempt;
-        config.log_path = format!("{}/{}.log", member.name, self.attempt);
-        for dir in [words.parent(), self.shared.logs.join(&config.log_path).parent()].into_iter().flatten() {
+        config.log_path = format!("{}/{}.log", self.member().name, self.attempt);
+        if let Some(dir) = self.shared.logs.join(&config.log_path).parent() {
             std::fs::create_dir_all(dir).map_err(Error::doing(format!("making {}", dir.display())))?;
         }
-        let at = member.message.path.display().to_string();
-        if config.mounts.iter().all(|mount| mount.container_path != at) {
-            let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o666).open(&words);
-            let file = made.map_err(Error::doing(format!("making {}", words.display())))?;
-            // Whoever the container runs as.
-            file.set_permissions(std::fs::Permissions::from_mode(0o666))
-                .map_err(Error::doing(format!("opening {} to all", words.display())))?;
-            config.mounts.push(cri::Mount {
-                container_path: at,
-                host_path: words.display().to_string(),
-                ..Default::default()
-            });
-        }
-        Ok((config, words))
+        Ok(config)
     }
 }
 

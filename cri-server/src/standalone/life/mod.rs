@@ -25,7 +25,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use podhold_proto::cri;
 use podhold_sandbox::PodId;
 use tokio::{
     sync::{mpsc, watch},
@@ -36,7 +35,7 @@ pub use self::plan::Policy;
 pub(super) use self::{
     member::RunEnd,
     order::Why,
-    outcome::{Outcome, Places, Report, end_of_log},
+    outcome::{Outcome, Report, end_of_log},
     plan::{Plan, Role},
 };
 use self::{
@@ -44,7 +43,10 @@ use self::{
     order::{Command, Order, Phase},
     restart::End,
 };
-use super::terminal::Screen;
+use super::{
+    request::{ContainerRequest, PodFacts, Requests},
+    terminal::Screen,
+};
 use crate::{error::Error, runtime::Runtime, state::Pod};
 
 /// A pod that was run, whose containers are to live.
@@ -52,9 +54,9 @@ pub(super) struct Life {
     pub(super) runtime: Arc<Runtime>,
     pub(super) pod: PodId,
     pub(super) plan: Plan,
-    /// Of each member of the plan.
-    pub(super) configs: Vec<cri::ContainerConfig>,
-    pub(super) places: Places,
+    pub(super) requests: Arc<Requests>,
+    /// What the requests wait for.
+    pub(super) facts: PodFacts,
     pub(super) screen: Arc<Screen>,
     /// The wait before the second restart of a container, and half of that before the third.
     pub(super) backoff: Option<Duration>,
@@ -113,17 +115,18 @@ impl Life {
         let pod = self.runtime.store().pod(&self.pod);
         let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let address = pod.and_then(|pod| pod.ips.first().copied()).filter(|_| !self.plan.host_network);
-        let report = |(member, config): (&plan::Member, &cri::ContainerConfig)| Report {
+        let requests = self.requests.init.iter().chain(&self.requests.apps);
+        let report = |(member, request): (&plan::Member, &ContainerRequest)| Report {
             name: member.name.clone(),
             role: member.role,
-            image: config.image.clone().unwrap_or_default().image,
+            image: request.config.image.clone().unwrap_or_default().image,
             restarts: 0,
             oom: 0,
             last: None,
         };
         Living {
             order: Order::new(&self.plan, self.backoff.unwrap_or(restart::FIRST)),
-            reports: self.plan.members.iter().zip(&self.configs).map(report).collect(),
+            reports: self.plan.members.iter().zip(requests).map(report).collect(),
             stops: self.plan.members.iter().map(|_| watch::Sender::new(None)).collect(),
             error: None,
             shared: Arc::new(Shared {
@@ -131,9 +134,9 @@ impl Life {
                 pod: self.pod.clone(),
                 address: address.unwrap_or(local),
                 plan: self.plan.clone(),
-                configs: self.configs.clone(),
-                logs: self.places.logs.clone(),
-                words: self.places.words.clone(),
+                requests: Arc::clone(&self.requests),
+                facts: self.facts.clone(),
+                logs: self.requests.pod.log_directory.clone().into(),
                 screen: Arc::clone(&self.screen),
                 events,
             }),

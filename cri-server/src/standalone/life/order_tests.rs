@@ -17,7 +17,7 @@ fn order(spec: &str, init: &[&str], apps: &[&str]) -> Order {
         list(init).join(", "),
         list(apps).join(", "),
     );
-    let mut plan = Plan::of(&Manifest::parse(&text).unwrap(), None).unwrap();
+    let mut plan = Plan::of(&Manifest::parse("m", &text).unwrap(), None).unwrap();
     plan.grace = seconds(9);
     Order::new(&plan, FIRST)
 }

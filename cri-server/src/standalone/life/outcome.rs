@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read, Seek, SeekFrom},
-    path::{Path, PathBuf},
+    path::Path,
     time::SystemTime,
 };
 
@@ -11,7 +11,7 @@ use super::{
     super::log_text::LogText,
     member::RunEnd,
     order::{Order, Stage, Why},
-    plan::{Message, Role},
+    plan::Role,
 };
 use crate::error::Error;
 
@@ -91,13 +91,13 @@ fn code(why: Why, mut failures: impl Iterator<Item = i32>) -> Option<u8> {
 }
 
 /// What a container has left as its last words.
-pub(super) fn last_words(file: &Path, log: &Path, message: &Message, code: i32) -> String {
+pub(super) fn last_words(file: &Path, log: &Path, log_speaks: bool, code: i32) -> String {
     let mut words = Vec::new();
     if let Ok(file) = std::fs::File::open(file) {
         // What cannot be read was not said.
         let _read = file.take(WORDS).read_to_end(&mut words);
     }
-    if words.is_empty() && message.or_log && code != 0 {
+    if words.is_empty() && log_speaks && code != 0 {
         words = end_of_log(log, LOG_BYTES, LOG_LINES);
     }
     String::from_utf8_lossy(&words).into_owned()
@@ -156,13 +156,6 @@ pub(super) fn words(order: &Order) -> String {
     text
 }
 
-/// Where the things of one run of a pod are, beneath its directory.
-#[derive(Debug, Clone)]
-pub(in crate::standalone) struct Places {
-    pub(in crate::standalone) logs: PathBuf,
-    pub(in crate::standalone) words: PathBuf,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,13 +183,12 @@ mod tests {
         let (file, log) = (dir.path().join("words"), dir.path().join("log"));
         let entry = |n: u32| format!("2026-01-01T00:00:00Z stdout F line {n}\n");
         std::fs::write(&log, (1..=100).map(entry).collect::<String>()).unwrap();
-        let message = Message { path: "/m".into(), or_log: true };
-        let words = |message: &Message, code| last_words(&file, &log, message, code);
-        assert!(words(&message, 0).is_empty());
-        let said = words(&message, 1);
+        let words = |log_speaks, code| last_words(&file, &log, log_speaks, code);
+        assert!(words(true, 0).is_empty());
+        let said = words(true, 1);
         assert!(said.starts_with("line 21\n") && said.ends_with("line 100\n"), "{said}");
-        assert!(words(&Message { or_log: false, ..message.clone() }, 1).is_empty());
+        assert!(words(false, 1).is_empty());
         std::fs::write(&file, "why").unwrap();
-        assert_eq!(words(&message, 1), "why");
+        assert_eq!(words(true, 1), "why");
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: a [`Plan`] that was read holds nothing that cannot be carried out; what does not fit is refused by
 //! the path of its field. Its members are in the order of the requests: init containers first, then apps.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, Probe as ProbeSpec};
 
@@ -16,8 +16,6 @@ use super::{
 const LONGEST: i64 = 365 * 24 * 3600;
 /// Grace of a pod that names none.
 const GRACE: Duration = Duration::from_secs(30);
-/// Where a container leaves its last words when the manifest names no path.
-const MESSAGE_PATH: &str = "/dev/termination-log";
 
 /// When a container that has ended is started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -66,16 +64,8 @@ pub(in crate::standalone) struct Member {
     pub(super) readiness: Option<Probe>,
     pub(super) post_start: Option<Action>,
     pub(super) pre_stop: Option<Action>,
-    pub(super) message: Message,
-}
-
-/// Where a container's last words are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Message {
-    /// The file in the container.
-    pub(super) path: PathBuf,
-    /// Without one, the end of the log of a container that has failed.
-    pub(super) or_log: bool,
+    /// Without last words of its own, the end of its log has them when it has failed.
+    pub(super) log_speaks: bool,
 }
 
 /// A question that is put to a container again and again.
@@ -166,7 +156,7 @@ fn member(container: &Container, field: &str, of_pod: Policy, setup: bool) -> Re
         readiness: probe("readinessProbe", &container.readiness_probe)?,
         post_start: hook("postStart", lifecycle.post_start)?,
         pre_stop: hook("preStop", lifecycle.pre_stop)?,
-        message: message(container, field)?,
+        log_speaks: container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"),
     })
 }
 
@@ -185,25 +175,6 @@ fn refuse_on_init(container: &Container, field: &str) -> Result<(), ManifestErro
             "an init container has none; make it a sidecar with restartPolicy: Always, or leave it out",
         ),
     }
-}
-
-fn message(container: &Container, field: &str) -> Result<Message, ManifestError> {
-    let or_log = match container.termination_message_policy.as_deref() {
-        None | Some("File") => false,
-        Some("FallbackToLogsOnError") => true,
-        Some(other) => {
-            let reason = format!("{other:?} is not File or FallbackToLogsOnError");
-            return refuse(format!("{field}.terminationMessagePolicy"), reason);
-        }
-    };
-    let path = container.termination_message_path.clone().filter(|path| !path.is_empty());
-    let path = PathBuf::from(path.unwrap_or_else(|| MESSAGE_PATH.to_owned()));
-    let plain = path.is_absolute() && path.components().all(|part| part != std::path::Component::ParentDir);
-    if !plain {
-        let reason = format!("{path:?} is not an absolute path without ..");
-        return refuse(format!("{field}.terminationMessagePath"), reason);
-    }
-    Ok(Message { path, or_log })
 }
 
 fn probe(spec: &ProbeSpec, field: &str, container: &Container) -> Result<Probe, ManifestError> {
@@ -249,7 +220,7 @@ mod tests {
         let text = format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {{{spec} containers: [{containers}]}}\n"
         );
-        Plan::of(&Manifest::parse(&text)?, None)
+        Plan::of(&Manifest::parse("m", &text)?, None)
     }
 
     #[test]
@@ -261,7 +232,7 @@ mod tests {
         assert_eq!(policies(&on_failure), [Policy::OnFailure, Policy::Never]);
         let pod =
             "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: a, image: i}]}\n";
-        let over = Plan::of(&Manifest::parse(pod).unwrap(), Some(Policy::Never)).unwrap();
+        let over = Plan::of(&Manifest::parse("m", pod).unwrap(), Some(Policy::Never)).unwrap();
         assert_eq!(policies(&over), [Policy::Never]);
     }
 
@@ -309,7 +280,6 @@ mod tests {
                 "",
                 "spec.containers[0].lifecycle.preStop.httpGet.port",
             ),
-            (app("terminationMessagePath: a/b"), "", "spec.containers[0].terminationMessagePath"),
             (
                 app(""),
                 "initContainers: [{name: i, image: i, livenessProbe: {tcpSocket: {port: 1}}}],",
