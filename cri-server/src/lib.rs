@@ -3,6 +3,8 @@
 //! Arrows: `grpc`, `streaming` and `standalone` call `runtime`; `runtime` uses `spec`, `state` and the crates below.
 //! Nothing calls back up.
 
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod cli;
 pub mod config;
 pub mod descriptors;
@@ -18,4 +20,5 @@ pub mod state;
 pub mod streaming;
 
 mod numbers;
+mod output;
 mod sys;

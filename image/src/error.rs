@@ -76,6 +76,18 @@ pub enum ImageError {
         /// Why.
         source: Arc<UnpackError>,
     },
+    /// No host gave a layer as it must be.
+    #[error("{reference}: layer {layer}: {reasons}")]
+    LayerNowhere {
+        /// What was being pulled.
+        reference: String,
+        /// The layer's digest.
+        layer: Digest,
+        /// Each host that was asked, and what was wrong with what it gave.
+        reasons: String,
+        /// The class of what the last of them gave.
+        kind: ErrorKind,
+    },
     /// A file operation of the store failed.
     #[error("{operation}: {source}")]
     Io {
@@ -95,7 +107,7 @@ impl ImageError {
         match self {
             Self::InvalidReference(_) => ErrorKind::InvalidArgument,
             Self::Hosts { .. } => ErrorKind::FailedPrecondition,
-            Self::Registry { kind, .. } | Self::Image { kind, .. } => *kind,
+            Self::Registry { kind, .. } | Self::Image { kind, .. } | Self::LayerNowhere { kind, .. } => *kind,
             Self::Layer { source, .. } => source.kind(),
             Self::Io { source, .. } => kind_of_io(source),
             Self::Cancelled(_) => ErrorKind::Unavailable,

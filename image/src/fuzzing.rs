@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::{
-    Credentials, Digest, Limits, Platform, Reference, credentials, hosts, manifest,
+    Credentials, Digest, Limits, Platform, Reference, archive, credentials, hosts, manifest,
     registry::{
         Document,
         auth::{self, Bearer, Challenge},
@@ -26,6 +26,32 @@ pub fn unpack_layer(blob: &[u8], archive: &[u8], root: OwnedFd) -> bool {
     let want = Want::default();
     let arriving = Arriving { pieces, kept: &mut KeepNothing };
     sent.is_ok() && ended.is_ok() && unpack(arriving, root, &expected, &want.watched()).is_ok()
+}
+
+/// A store in which archives are taken apart.
+pub struct Archives(crate::store::Store);
+
+impl Archives {
+    /// Makes a store in `dir`. Needs root.
+    pub fn open(dir: &std::path::Path) -> Self {
+        Self(crate::store::Store::open(dir, &[]).expect("a new store").0)
+    }
+
+    /// The images of an archive: ids and names; `None` when it is refused. Checks that a refusal is fit for a message.
+    pub fn look(&self, archive: Vec<u8>) -> Option<Vec<(String, Vec<String>)>> {
+        let limits = Limits { entries: 1000, bytes: 1 << 20, expansion: 100 };
+        let staging = self.0.stage().expect("there is room");
+        match archive::look(archive, staging, &limits, &Platform::default()) {
+            Ok(images) => {
+                let names = |names: Vec<Reference>| names.iter().map(ToString::to_string).collect();
+                Some(images.into_iter().map(|(id, all)| (id, names(all))).collect())
+            }
+            Err(error) => {
+                assert!(error.to_string().len() < 100_000, "a message without end");
+                None
+            }
+        }
+    }
 }
 
 /// What a manifest or index leads to: digests and sizes; `None` when it is refused. Checks that a refusal is

@@ -49,6 +49,7 @@ pub use crate::{
     verify::{Finding, Verified},
 };
 use crate::{
+    credentials::{Finder, Marks},
     pull::{Counters, Partials, Underway},
     registry::Registry,
     snapshot::Overlay,
@@ -148,7 +149,7 @@ impl Images {
                 platform: config.platform,
                 registry: Registry::new(
                     config.hosts_dirs,
-                    config.credentials,
+                    Finder::new(config.credentials, Marks::open(&config.dir)),
                     config.stall_timeout,
                     Arc::clone(&counters),
                 ),
@@ -202,12 +203,17 @@ impl Images {
     }
 
     /// Compares the layers of the images of these names (all when there is none), found as by [`Images::find`], with
-    /// what was noted when they were unpacked, reading every file. With `repair` fetches again those that differ,
-    /// and no others, by the digests of their images. Answers what was found of each layer.
+    /// what was noted when they were unpacked, reading every file. With `repair` makes those again that differ, and
+    /// no others: from kept blobs, or fetched by the digests of their images. Answers what was found of each layer.
     ///
     /// Containers go on with what they have; new ones get the new layer.
-    pub async fn verify(&self, names: &[String], repair: bool) -> Result<Vec<Verified>, ImageError> {
-        verify::verify(&self.inner, verify::choose(&self.inner, names)?, repair).await
+    pub async fn verify(
+        &self,
+        names: &[String],
+        repair: bool,
+        progress: Option<watch::Sender<Progress>>,
+    ) -> Result<Vec<Verified>, ImageError> {
+        verify::verify(&self.inner, verify::choose(&self.inner, names)?, repair, progress).await
     }
 
     /// Gives an image, found as by [`Images::find`], one more tag, which moves here from the image that had
@@ -239,8 +245,13 @@ impl Images {
     /// are not kept here are fetched again from the registry.
     ///
     /// Only after success is what went into `out` a whole archive.
-    pub async fn export(&self, names: &[String], out: mpsc::Sender<Bytes>) -> Result<(), ImageError> {
-        archive::export(&self.inner, names, out).await
+    pub async fn export(
+        &self,
+        names: &[String],
+        out: mpsc::Sender<Bytes>,
+        progress: Option<watch::Sender<Progress>>,
+    ) -> Result<(), ImageError> {
+        archive::export(&self.inner, names, out, progress).await
     }
 
     /// What all images, and what is kept of unfinished layers, take on disk. Known without looking.

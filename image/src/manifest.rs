@@ -165,9 +165,11 @@ fn layout(manifest: &OciImageManifest) -> Result<Layout, (ErrorKind, String)> {
     for layer in &manifest.layers {
         if !LAYERS.contains(&layer.media_type.as_str()) {
             let reason = format!(
-                "layer {} has the media type {}, which is not supported",
+                "layer {} has the media type {}, which is not understood; layers are tar archives, plain or \
+                 compressed by gzip or zstd ({}): push the image again as one of these",
                 printable(&layer.digest),
-                printable(&layer.media_type)
+                printable(&layer.media_type),
+                LAYERS.join(", ")
             );
             return Err((ErrorKind::FailedPrecondition, reason));
         }

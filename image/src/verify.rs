@@ -1,4 +1,5 @@
-//! Verifying: whether layers on disk are what was unpacked, and fetching again only those that are not.
+//! Verifying: whether layers on disk are what was unpacked, and making again only those that are not: from blobs that
+//! are kept (of imported images), else by fetching them.
 //!
 //! Nothing that is in use is changed: a layer that is fetched again gets a directory of its own, which serves new
 //! containers; the wrong one stays until no snapshot can have it mounted.
@@ -9,17 +10,21 @@ use std::{
     sync::Arc,
 };
 
+use tokio::sync::watch;
+
 use crate::{
     Inner,
+    archive::{self, Made},
     digest::{ChainId, Digest},
     error::{ErrorKind, ImageError},
-    pull,
+    pull::{self, LayerStage, Progress, Teller},
     reference::Reference,
     store::{
         Image,
         layers::Layer,
         tree::{self, Difference},
     },
+    unpack::Want,
 };
 
 /// Differences told of one layer.
@@ -68,6 +73,7 @@ pub(crate) async fn verify(
     inner: &Arc<Inner>,
     images: Vec<Arc<Image>>,
     repair: bool,
+    progress: Option<watch::Sender<Progress>>,
 ) -> Result<Vec<Verified>, ImageError> {
     let mut users: BTreeMap<ChainId, Vec<Arc<Image>>> = BTreeMap::new();
     for image in &images {
@@ -78,7 +84,15 @@ pub(crate) async fn verify(
     }
     let _lease = inner.store.layers.lease(users.keys().cloned().collect());
     let mut all = Vec::new();
-    for (chain, images) in &users {
+    let blob = |chain: &ChainId| {
+        let record = inner.store.layers.get(chain).map(|layer| layer.record);
+        // A missing layer has no blob; its chain id is one, and stands for it.
+        record.map_or_else(|| (chain.digest().clone(), 0), |it| (it.blob().clone(), it.blob_size()))
+    };
+    let sizes: Vec<(Digest, u64)> = users.keys().map(blob).collect();
+    let teller = Teller::begin(progress.clone(), sizes.iter().cloned());
+    for (number, (chain, images)) in users.iter().enumerate() {
+        teller.layer(number, LayerStage::Reading, 0);
         let (reader, key) = (Arc::clone(inner), chain.clone());
         let looked = tokio::task::spawn_blocking(move || {
             let layer = reader.store.layers.get(&key);
@@ -89,9 +103,10 @@ pub(crate) async fn verify(
         let names =
             images.iter().flat_map(|image| image.tags.iter().chain(&image.digests)).cloned().collect();
         all.push(Verified { chain: chain.clone(), blob, images: names, finding, repair: None });
+        teller.layer(number, LayerStage::Done, sizes[number].1);
     }
     if repair {
-        fetch_again(inner, &users, &mut all).await;
+        fetch_again(inner, &users, &mut all, progress.as_ref()).await;
     }
     Ok(all)
 }
@@ -119,8 +134,13 @@ fn look(layer: Option<Layer>) -> Finding {
     }
 }
 
-/// Fetches wrong layers again, all of an image at once, by the names of one image after another.
-async fn fetch_again(inner: &Arc<Inner>, users: &BTreeMap<ChainId, Vec<Arc<Image>>>, all: &mut [Verified]) {
+/// Makes wrong layers again, all of an image at once: from what is kept, then by the names of one image after another.
+async fn fetch_again(
+    inner: &Arc<Inner>,
+    users: &BTreeMap<ChainId, Vec<Arc<Image>>>,
+    all: &mut [Verified],
+    progress: Option<&watch::Sender<Progress>>,
+) {
     let wrong = |verified: &&mut Verified| matches!(verified.finding, Finding::Wrong { .. });
     for verified in all.iter().filter(|verified| matches!(verified.finding, Finding::Wrong { .. })) {
         inner.store.layers.suspect(&verified.chain, true);
@@ -129,6 +149,14 @@ async fn fetch_again(inner: &Arc<Inner>, users: &BTreeMap<ChainId, Vec<Arc<Image
         let reason = "its images have no name by digest to fetch it by; remove them and pull them again";
         let of = verified.images.first().unwrap_or(&verified.chain.to_string()).clone();
         let mut result = Err(ImageError::image(&of, ErrorKind::FailedPrecondition, reason));
+        for image in &users[&verified.chain] {
+            if inner.store.layers.is_whole(&verified.chain) {
+                result = Ok(());
+            } else if let Err(error) = unpack_kept(inner, image).await {
+                tracing::warn!(layer = %verified.chain, %error, "layer not made again from the blob that is kept");
+                result = Err(error);
+            }
+        }
         for name in users[&verified.chain].iter().flat_map(|image| &image.digests) {
             // One pull fetches all wrong layers of its image.
             if inner.store.layers.is_whole(&verified.chain) {
@@ -136,7 +164,7 @@ async fn fetch_again(inner: &Arc<Inner>, users: &BTreeMap<ChainId, Vec<Arc<Image
                 break;
             }
             result = match Reference::parse(name) {
-                Ok(reference) => pull::pull(inner, &reference, None, None).await.map(drop),
+                Ok(reference) => pull::pull(inner, &reference, None, progress.cloned()).await.map(drop),
                 Err(error) => Err(error.into()),
             };
         }
@@ -152,6 +180,34 @@ async fn fetch_again(inner: &Arc<Inner>, users: &BTreeMap<ChainId, Vec<Arc<Image
         inner.store.layers.suspect(&verified.chain, false);
         verified.repair = Some(result);
     }
+}
+
+/// Makes the layers of an image again that are not whole, as far as their blobs are kept.
+async fn unpack_kept(inner: &Arc<Inner>, image: &Arc<Image>) -> Result<(), ImageError> {
+    let want = Want::default();
+    let (maker, image, wanted) = (Arc::clone(inner), Arc::clone(image), want.watched());
+    let name = image.tags.first().or(image.digests.first()).unwrap_or(&image.id).clone();
+    let cancelled = ImageError::Cancelled(name.clone());
+    let work = tokio::task::spawn_blocking(move || {
+        for (index, chain) in image.layers.iter().enumerate() {
+            if maker.store.layers.is_whole(chain) {
+                continue;
+            }
+            let kept = maker.store.layers.get(chain).and_then(|Layer { record, .. }| {
+                let (content, size) = maker.store.blobs.get(record.blob())?;
+                Some((content, (record.blob().clone(), size), record.diff_id().clone()))
+            });
+            // Those above may need it.
+            let Some((content, blob, diff_id)) = kept else { return Ok(()) };
+            let lowers = image.layers[..index].iter().rev().cloned().collect();
+            let made = Made { content, blob, diff_id, lowers, chain: chain.clone() };
+            archive::make(&maker, &name, made, &wanted, &|_| {})?;
+        }
+        Ok(())
+    });
+    let worked = work.await;
+    drop(want);
+    worked.unwrap_or(Err(cancelled))
 }
 
 /// The images of these names; all when there is none.

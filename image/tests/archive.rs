@@ -59,14 +59,14 @@ fn tarred(files: &Files) -> Vec<u8> {
 }
 
 async fn import(images: &Images, archive: Vec<u8>) -> Result<Imported, ImageError> {
-    let options = ImportOptions { origin: "test.tar".to_owned(), tag: None };
+    let options = ImportOptions { origin: "test.tar".to_owned(), ..ImportOptions::default() };
     images.import(Box::new(Cursor::new(archive)), options).await
 }
 
 async fn export(images: &Images, name: &str) -> Result<Vec<u8>, ImageError> {
     let (out, mut pieces) = tokio::sync::mpsc::channel(2);
     let (names, images) = ([name.to_owned()], images.clone());
-    let work = tokio::spawn(async move { images.export(&names, out).await });
+    let work = tokio::spawn(async move { images.export(&names, out, None).await });
     let mut archive = Vec::new();
     while let Some(piece) = pieces.recv().await {
         archive.extend_from_slice(&piece);
@@ -373,7 +373,8 @@ async fn tags_are_given_and_move() {
     import(&site.images, tarred(&plain(&one))).await.unwrap();
     let tag = |name: &str| Reference::parse(name).unwrap();
     let unnamed = tarred(&layout(&two, (MANIFEST, &two.manifest), None));
-    let options = |name: Option<&str>| ImportOptions { origin: "test.tar".into(), tag: name.map(tag) };
+    let options =
+        |name: Option<&str>| ImportOptions { origin: "test.tar".into(), tag: name.map(tag), progress: None };
     let nameless = site.images.import(Box::new(Cursor::new(unnamed.clone())), options(None)).await.unwrap();
     assert_eq!((nameless.images[0].tags.len(), nameless.images[0].id.clone()), (0, two.id()));
     let named = site.images.import(Box::new(Cursor::new(unnamed)), options(Some("mine:1"))).await.unwrap();
@@ -397,4 +398,76 @@ async fn tags_are_given_and_move() {
     site.images.remove("other:2").await.unwrap();
     site.images.remove(&one.id()[7..19]).await.unwrap();
     nothing_is_left(&site, "removed");
+}
+
+/// Changes the file of a layer, as a disk does.
+fn rot(site: &Site, name: &str) {
+    let layers = std::fs::read_dir(site.dir.path().join("images/layers")).unwrap();
+    let file = layers.map(|layer| layer.unwrap().path().join("fs").join(name)).find(|file| file.is_file());
+    let file = file.unwrap();
+    let time = std::fs::metadata(&file).unwrap().modified().unwrap();
+    std::fs::write(&file, "rot!").unwrap();
+    std::fs::File::open(&file).unwrap().set_modified(time).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_layer_of_an_import_is_made_again_without_a_registry() {
+    if !is_root() {
+        return;
+    }
+    let (site, image) = (Site::new().await, two_layers("kept"));
+    import(&site.images, tarred(&plain(&image))).await.unwrap();
+    for (name, wrong) in [("etc/who", 1), ("etc/above", 1)] {
+        rot(&site, name);
+        let found = site.images.verify(&[], false, None).await.unwrap();
+        assert_eq!(found.iter().filter(|layer| !layer.is_right()).count(), wrong, "{found:?}");
+        let (tell, told) = tokio::sync::watch::channel(podhold_image::Progress::default());
+        let mended = site.images.verify(&[], true, Some(tell)).await.unwrap();
+        assert!(mended.iter().all(podhold_image::Verified::is_right), "{mended:?}");
+        assert_eq!((told.borrow().layers, told.borrow().layers_done), (2, 2));
+        assert!(site.images.verify(&[], false, None).await.unwrap().iter().all(|layer| layer.is_right()));
+    }
+    // A kept blob is believed no more than a registry's.
+    rot(&site, "etc/above");
+    let blob = site.dir.path().join("images/blobs").join(image.layers[1].replace(':', "-"));
+    std::fs::write(&blob, gzip(&Tar::new().file("etc/above", b"another").build())).unwrap();
+    let found = site.images.verify(&[], true, None).await.unwrap();
+    let wrong: Vec<_> = found.iter().filter(|layer| !layer.is_right()).collect();
+    assert_eq!(wrong.len(), 1, "{found:?}");
+    assert!(matches!(wrong[0].repair, Some(Err(_))), "{wrong:?}");
+    site.images.remove(NAME).await.unwrap();
+    nothing_is_left(&site, "removed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_compressed_otherwise_is_refused_with_what_is_understood() {
+    let site = Site::new().await;
+    for (start, name) in
+        [(&b"\xfd7zXZ\0..."[..], "xz"), (b"PK\x03\x04...", "zip"), (b"\x04\x22\x4d\x18..", "lz4")]
+    {
+        let error = import(&site.images, start.to_vec()).await.unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("gzip and zstd are understood"), "{error}");
+    }
+}
+
+/// An archive may name the same layers in many images: what is planned is bounded all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_of_more_layers_than_can_be_is_refused_before_any_is_unpacked() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new().await;
+    let layer = Tar::new().file("f", b"x").build();
+    let arch = oci_spec::image::Arch::default().to_string();
+    let diff_ids = vec![Digest::of(&layer).to_string(); 500];
+    let config =
+        json!({"os": "linux", "architecture": arch, "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    let entry = json!({"Config": "c.json", "RepoTags": [], "Layers": vec!["l"; 500]});
+    let manifest = Value::Array(vec![entry; 101]).to_string();
+    let archive = Tar::new().file("manifest.json", manifest.as_bytes());
+    let archive = archive.file("c.json", config.to_string().as_bytes()).file("l", &layer).build();
+    let error = import(&site.images, archive).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error}");
+    assert!(error.to_string().contains("more than 50000 layers"), "{error}");
+    nothing_is_left(&site, "too many layers");
 }

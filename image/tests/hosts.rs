@@ -3,11 +3,11 @@
 
 mod support;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use podhold_image::{CredentialSources, Credentials, ErrorKind, Reference};
+use podhold_image::{CredentialSources, Credentials, Digest, ErrorKind, Reference};
 use support::{
-    Site, Tar, TestImage, is_root,
+    Site, Tar, TestImage, gzip, is_root, noise,
     scripted::{Answer, Authority, Scripted},
 };
 
@@ -114,6 +114,105 @@ async fn a_mirror_that_fails_is_followed_by_the_next() {
         let asked = mirror.count("/manifests/");
         assert!((1..=2).contains(&asked), "the mirror that {what} is asked {asked} times");
     }
+}
+
+/// A layer that is kept while it arrives.
+const LAYER: usize = 5 << 20;
+
+/// Serves the image, with `wrong` in place of its layer, and knows no ranges.
+async fn serving_instead(image: &TestImage, wrong: &[u8]) -> Scripted {
+    let server = Scripted::start(|_| None).await;
+    server.push("/v2/app", "1", image);
+    server.put(&format!("/v2/app/blobs/{}", image.layers[0]), "x", wrong);
+    server
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_serves_a_wrong_layer_is_set_aside_for_it() {
+    if !is_root() {
+        return;
+    }
+    let good = TestImage::new("app", &[Tar::new().file("data", &noise(LAYER)).build()]);
+    let right = &good.blobs[&good.layers[0]];
+    let mut flipped = right.clone();
+    flipped[LAYER / 2] ^= 1;
+    let mut longer = right.clone();
+    longer.extend_from_slice(b"more");
+    let shorter = &right[..right.len() - 7];
+    let mut short_and_wrong = shorter.to_vec();
+    short_and_wrong[LAYER / 2] ^= 1;
+    let table: [(&str, &[u8]); 6] = [
+        ("is flipped", &flipped),
+        ("is another's", &gzip(&Tar::new().file("data", b"other").build())),
+        ("is no archive", b"garbage"),
+        ("is longer", &longer),
+        ("is shorter", shorter),
+        ("is shorter and flipped", &short_and_wrong),
+    ];
+    for (what, wrong) in table {
+        let (mirror, upstream) = (serving_instead(&good, wrong).await, serving_instead(&good, right).await);
+        let site = Site::with(|config| config.resume_worth = Duration::ZERO).await;
+        let text = format!("server = \"http://{}\"\n[host.\"http://{}\"]", upstream.address, mirror.address);
+        configure(&site, "reg.test", &[("hosts.toml", &text)]);
+        let pulled = site.images.pull(&named("reg.test"), None, None).await;
+        assert_eq!(pulled.unwrap_or_else(|error| panic!("{what}: {error}")).id, good.id());
+        let blob = format!("/blobs/{}", good.layers[0]);
+        assert!(mirror.count(&blob) > 0 && upstream.count(&blob) > 0, "{what}");
+        assert_eq!(upstream.count("/manifests/"), 0, "{what}: the mirror is still asked for the rest");
+        assert_eq!((site.count("partial"), site.count("layers")), (0, 1), "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_wrong_everywhere_is_refused_with_each_host_and_its_reason() {
+    if !is_root() {
+        return;
+    }
+    let good = TestImage::new("app", &[Tar::new().file("data", &noise(LAYER)).build()]);
+    let mut flipped = good.blobs[&good.layers[0]].clone();
+    flipped[LAYER / 2] ^= 1;
+    let mut longer = good.blobs[&good.layers[0]].clone();
+    longer.extend_from_slice(b"more");
+    let (first, second) = (serving_instead(&good, &flipped).await, serving_instead(&good, &longer).await);
+    let blob = format!("/blobs/{}", good.layers[0]);
+    let gone = Scripted::start(move |request| text(403, "{}").filter(|_| request.path.contains(&blob))).await;
+    for (last, kind, said) in
+        [(&second, ErrorKind::DataLoss, "longer than"), (&gone, ErrorKind::PermissionDenied, "403")]
+    {
+        let site = Site::with(|config| config.resume_worth = Duration::ZERO).await;
+        let text = format!("server = \"http://{}\"\n[host.\"http://{}\"]", last.address, first.address);
+        configure(&site, "reg.test", &[("hosts.toml", &text)]);
+        let error = site.images.pull(&named("reg.test"), None, None).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        let told = error.to_string();
+        for part in [&format!("http://{}: ", first.address), &format!("http://{}: ", last.address), said] {
+            assert!(told.contains(part), "{part:?} is missing in {told}");
+        }
+        assert!(told.contains(&good.layers[0]), "{told}");
+        assert_eq!((site.count("partial"), site.count("layers"), site.count("images")), (0, 0, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_whose_manifest_is_not_what_its_answer_says_is_followed_by_the_next() {
+    if !is_root() {
+        return;
+    }
+    let good = image();
+    let header = Digest::of(b"something else").to_string();
+    let body = good.manifest.clone();
+    let mirror = Scripted::start(move |request| {
+        let lie = (200, vec![("docker-content-digest", header.clone())], body.clone());
+        request.path.contains("/manifests/").then_some(lie)
+    })
+    .await;
+    let upstream = Scripted::start(|_| None).await;
+    upstream.push("/v2/app", "1", &good);
+    let site = Site::new().await;
+    let text = format!("server = \"http://{}\"\n[host.\"http://{}\"]", upstream.address, mirror.address);
+    configure(&site, "reg.test", &[("hosts.toml", &text)]);
+    site.images.pull(&named("reg.test"), None, None).await.unwrap();
+    assert_eq!(upstream.count("/manifests/"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -160,7 +160,7 @@ fn layers_of_no_use() -> Vec<Refused> {
         (
             with(&|m| m["layers"] = json!([{"mediaType": "text/x-unknown", "digest": digest, "size": 1}])),
             ErrorKind::FailedPrecondition,
-            "text/x-unknown",
+            "text/x-unknown, which is not understood; layers are tar archives, plain or compressed by gzip or zstd",
         ),
         (
             with(&|m| m["layers"] = json!([{"mediaType": GZIP, "digest": digest, "size": -1}])),
@@ -300,6 +300,19 @@ async fn a_layer_that_lies_about_its_diff_id_does_not_count() {
     assert_eq!(error.kind(), ErrorKind::DataLoss);
     assert!(error.to_string().contains("diff_ids"), "{error}");
     assert_eq!(site.count("layers"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_in_a_form_that_is_not_understood_is_refused_with_those_that_are() {
+    if !is_root() {
+        return;
+    }
+    let (site, registry) = (Site::new().await, TestRegistry::start().await);
+    let xz = [&b"\xfd7zXZ\0"[..], &noise(1000)].concat();
+    let image = TestImage::of_blobs("xz", &[(GZIP, Digest::of(b"other"), xz)]);
+    registry.push("app", "latest", &image);
+    let error = refused(&site, &registry).await.to_string();
+    assert!(error.contains("compressed as xz") && error.contains("gzip and zstd are"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

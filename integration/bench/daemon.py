@@ -8,7 +8,9 @@ import socket
 import subprocess
 import time
 
-from machine import cgroup_roots, processes, slurp
+from machine import cgroup_enter, cgroup_roots, processes, slurp
+
+SERVICE = "/cribench-service"  # the daemon's control group
 
 
 class Daemon:
@@ -23,11 +25,11 @@ class Daemon:
         return self.process.pid
 
     def start(self):
-        """Executes it, in a session of its own as an init system does; `begun` is when."""
+        """Executes it, in a session and a control group of its own as an init system does; `begun` is when."""
         with open(self.log, "ab") as log:
             self.begun = time.perf_counter()
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                            start_new_session=True)
+                                            start_new_session=True, preexec_fn=lambda: cgroup_enter(SERVICE))
 
     def kill(self):
         """As the kernel or an impatient operator would."""

@@ -76,6 +76,18 @@ def cgroup_make(path):
                         f.write(slurp(os.path.join(up, key)))
 
 
+def cgroup_enter(path):
+    """Puts this process into a control group of its own of the processor's hierarchy, as systemd does with a service that
+    it delegates to. Without one the kernel shares the processors among sessions (sched_autogroup), which no node does.
+    Does nothing where the hierarchy is version 2, whose groups with processes have no groups below."""
+    for root in cgroup_roots():
+        if "cpu" in os.path.basename(root).split(","):
+            here = os.path.join(root, path.strip("/"))
+            os.makedirs(here, exist_ok=True)
+            with open(os.path.join(here, "cgroup.procs"), "w") as f:
+                f.write("0")
+
+
 def cgroup_remove(path):
     """Removes it and what is left below it; the kubelet's part again."""
     for root in cgroup_roots():

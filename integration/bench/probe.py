@@ -2,8 +2,9 @@
 """Ask a runtime what it knows, again and again, and write how long each answer took.
 
 Started by busy.py while others keep the runtime busy; ends when its stdin does.  It runs before other
-processes (nice), so that what is measured is the daemon's wait for a processor and not its own.  Beside the
-RPCs it asks a process that does nothing but echo, at the daemon's priority: what the machine itself takes.
+processes (SCHED_FIFO), so that what is measured is the daemon's wait for a processor and not its own.  Beside
+the RPCs it asks a process that does nothing but echo, in a control group like the daemon's: what the machine
+itself takes.
 """
 import argparse
 import json
@@ -14,8 +15,9 @@ import sys
 import time
 
 from client import Client
+from machine import cgroup_enter
 
-NICE = -15
+ECHO = "/cribench-echo"  # its control group
 
 
 def echo():
@@ -23,6 +25,7 @@ def echo():
     ours, theirs = socket.socketpair()
     if os.fork() == 0:
         ours.close()
+        cgroup_enter(ECHO)
         while True:
             data = theirs.recv(64)
             if not data:
@@ -41,7 +44,7 @@ def main():
     ap.add_argument("--pause", type=float, default=0.005, help="seconds between rounds")
     args = ap.parse_args()
     other = echo()
-    os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     client = Client(args)
     pb, rt = client.pb, client.rt
     calls = [

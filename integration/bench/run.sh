@@ -54,7 +54,7 @@ finish() {
 		sleep 1
 	fi
 	for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*; do
-		for name in podhold-bench cribench pod-floor; do
+		for name in podhold-bench cribench cribench-service cribench-echo pod-floor; do
 			[ ! -d "$hierarchy/$name" ] || find "$hierarchy/$name" -depth -type d -exec rmdir {} +
 		done
 	done

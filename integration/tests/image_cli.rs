@@ -166,6 +166,7 @@ async fn archives_in_a_directory_are_there_after_the_start_and_a_damaged_one_sto
     well(&rig, By::Daemon, &["export", &tag, "--output", &archive]).await;
     let whole = fs::read(&archive).unwrap();
     fs::write(shelf.join("half.tar"), &whole[..whole.len() / 2]).unwrap();
+    fs::write(shelf.join("multi.tar.sha256"), "not for us").unwrap();
     well(&rig, By::Daemon, &["rm", &tag]).await;
     let config = fs::read_to_string(rig.places.config()).unwrap();
     let config = config.replace("[image]\n", &format!("[image]\npreload_dir = {shelf:?}\n"));
@@ -183,7 +184,13 @@ async fn archives_in_a_directory_are_there_after_the_start_and_a_damaged_one_sto
         assert_eq!(inspected(&rig, By::Daemon, &tag).await, pulled, "{start}");
         let request = podhold_proto::cri::StatusRequest { verbose: true };
         let status = rig.cri().runtime.clone().status(request).await.unwrap().into_inner();
-        assert!(status.info["info"].contains("half.tar"), "{start}: {:?}", status.info);
+        let info: serde_json::Value = serde_json::from_str(&status.info["info"]).unwrap();
+        let damaged = info["damaged"].as_array().unwrap().iter().find(|damage| damage["id"] == "half.tar");
+        let damaged = damaged.unwrap_or_else(|| panic!("{start}: {info}"));
+        assert_eq!(damaged["kind"], "archive", "{damaged}");
+        assert!(damaged["reason"].as_str().unwrap().contains("truncated"), "{damaged}");
+        assert!(damaged["mend"].as_str().unwrap().contains("podhold image import"), "{damaged}");
+        assert!(daemon::log(&rig.places).contains("multi.tar.sha256"), "{start}");
         assert_eq!(count(&rig), imports, "{start}");
         if start == "second" {
             well(&rig, By::Daemon, &["rm", &tag]).await;
@@ -192,6 +199,47 @@ async fn archives_in_a_directory_are_there_after_the_start_and_a_damaged_one_sto
     fs::write(rig.places.config(), configuration(&rig.places, &rig.cgroup)).unwrap();
     well(&rig, By::Daemon, &["rm", &tag]).await;
     fs::remove_file(rig.places.state().join("preloaded.json")).unwrap();
+    rig.finish().await;
+}
+
+/// Runs a command of podhold in a shell, as `"$@"` of the script.
+async fn in_shell(rig: &Rig, script: &str, rest: &[&str]) -> Output {
+    let mut words: Vec<String> = ["sh", "-c", script, "sh"].map(str::to_owned).into();
+    words.push(programs::built("podhold").display().to_string());
+    words.extend(rest.iter().map(|word| (*word).to_owned()));
+    rig.machine.run(&words).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_nobody_reads_ends_quietly_and_a_full_disk_is_an_error() {
+    let rig = rig!();
+    let config = rig.places.config().display().to_string();
+    let commands: [&[&str]; 8] = [
+        &["image", "ls", "--config", &config],
+        &["image", "ls", "--quiet", "--config", &config],
+        &["image", "inspect", PROBE, "--config", &config],
+        &["image", "verify", "--config", &config],
+        &["image", "export", PROBE, "--output", "-", "--config", &config],
+        &["config", "check", "--config", &config],
+        &["config", "default"],
+        &["--help"],
+    ];
+    // The reader is gone before the command begins: it tells so by the FIFO.
+    let fifo = path(&rig, "gone").display().to_string();
+    let unread = format!(
+        "mkfifo {fifo}; {{ cat {fifo}; \"$@\"; echo \"code $?\" >&2; }} | {{ exec <&-; : > {fifo}; }}; rm {fifo}"
+    );
+    for command in commands {
+        let full = in_shell(&rig, "exec \"$@\" > /dev/full", command).await;
+        assert_eq!(full.code, 1, "{command:?}: {full:?}");
+        let said = "podhold: standard output: No space left on device";
+        assert!(full.stderr.contains(said) && !full.stderr.contains("panicked"), "{command:?}: {full:?}");
+        let nowhere = in_shell(&rig, &unread, command).await;
+        let said: Vec<&str> = nowhere.stderr.lines().filter(|line| !line.contains(" MB")).collect();
+        assert_eq!(said, ["code 141"], "{command:?}: {nowhere:?}");
+        let both = in_shell(&rig, "exec \"$@\" > /dev/full 2> /dev/full", command).await;
+        assert_eq!(both.code, 1, "{command:?}: {both:?}");
+    }
     rig.finish().await;
 }
 

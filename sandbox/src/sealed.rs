@@ -7,7 +7,13 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::{
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
+    io::Errno,
+};
+
+/// How often sealing is tried again while the kernel is at work on the pages, for 150 ms each.
+const PATIENCE: u32 = 20;
 
 /// Copies a program into a new sealed memory file.
 pub(crate) fn program(name: &str, source: &mut impl Read) -> io::Result<OwnedFd> {
@@ -18,7 +24,15 @@ pub(crate) fn program(name: &str, source: &mut impl Read) -> io::Result<OwnedFd>
     io::copy(source, &mut file)?;
     file.flush()?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    fcntl_add_seals(&file, seals)?;
+    // The kernel may be moving its pages at the moment. It waits for that itself, each time a while.
+    let mut sealed = fcntl_add_seals(&file, seals);
+    for _again in 0..PATIENCE {
+        if sealed != Err(Errno::BUSY) {
+            break;
+        }
+        sealed = fcntl_add_seals(&file, seals);
+    }
+    sealed?;
     Ok(file.into())
 }
 

@@ -1,4 +1,4 @@
-//! How far a pull is, on standard error: a line with a bar for each layer on a terminal, otherwise a line when a
+//! How far a pull, an import, an export or a verification is, on standard error: a line with a bar for each layer on a terminal, otherwise a line when a
 //! layer begins and when it ends. Text and positions are made purely; one function writes.
 
 use std::{
@@ -18,7 +18,7 @@ const WIDEST: usize = 40;
 /// Columns of a line without its bar.
 const WORDS: usize = 69;
 
-/// Shows a pull until its progress ends.
+/// Shows work until its progress ends.
 pub(super) async fn show(mut told: watch::Receiver<Progress>) {
     let terminal = std::io::stderr().is_terminal();
     let mut picture = Picture::default();
@@ -58,6 +58,8 @@ struct Picture {
     rates: HashMap<String, f64>,
     /// By layer: what was said of it last.
     stages: HashMap<String, LayerStage>,
+    /// Whether it was said that the archive is read.
+    archive_told: bool,
 }
 
 impl Picture {
@@ -66,7 +68,10 @@ impl Picture {
         let mut lines: Vec<String> = Vec::new();
         // What is done goes first when there is not room for all: what moves is to be seen.
         let room = rows.saturating_sub(2).max(1);
-        let over = progress.each.len().saturating_sub(room);
+        if let Some((done, size)) = progress.archive {
+            lines.push(archive_line(done, size, columns));
+        }
+        let over = (progress.each.len() + lines.len()).saturating_sub(room);
         let mut left_out = 0;
         for layer in &progress.each {
             let rate = self.rate(layer, now);
@@ -96,7 +101,8 @@ impl Picture {
     /// Bytes a second since the layer's bytes began to come; what an earlier pull kept does not count.
     fn rate(&mut self, layer: &LayerProgress, now: Instant) -> f64 {
         let key = layer.digest.to_string();
-        if layer.stage == LayerStage::Downloading {
+        let moves = !matches!(layer.stage, LayerStage::Waiting | LayerStage::Done | LayerStage::AlreadyHere);
+        if moves && layer.received < layer.size {
             let (begun, first) = *self.begun.entry(key.clone()).or_insert((now, layer.received));
             let passed = now.duration_since(begun).as_secs_f64();
             if passed > 0.0 {
@@ -110,10 +116,18 @@ impl Picture {
     /// A line for each layer that has begun or ended since the last call.
     fn changes(&mut self, progress: &Progress) -> String {
         let mut text = String::new();
+        if let Some((done, _)) = progress.archive.filter(|_| !progress.each.is_empty() && !self.archive_told)
+        {
+            let _ = writeln!(text, "archive: read, {} MB", megabytes(done));
+            self.archive_told = true;
+        }
         for layer in &progress.each {
             let before = self.stages.insert(layer.digest.to_string(), layer.stage);
             if before == Some(layer.stage)
-                || matches!(layer.stage, LayerStage::Waiting | LayerStage::Unpacking)
+                || matches!(
+                    layer.stage,
+                    LayerStage::Waiting | LayerStage::Unpacking | LayerStage::Reading | LayerStage::Writing
+                )
             {
                 continue;
             }
@@ -128,14 +142,30 @@ impl Picture {
     }
 }
 
-fn line(layer: &LayerProgress, rate: f64, columns: usize) -> String {
-    let part = if layer.size == 0 { 1.0 } else { (layer.received as f64 / layer.size as f64).min(1.0) };
+/// A bar, with a space after it; nothing where there is no room for one.
+fn bar(done: u64, size: u64, columns: usize) -> String {
+    let part = if size == 0 { 1.0 } else { (done as f64 / size as f64).min(1.0) };
     let width = columns.saturating_sub(WORDS + 1).min(WIDEST);
     let full = (part * width as f64) as usize;
-    let bar = match width {
+    match width {
         0..=3 => String::new(),
         _ => format!("[{}{}] ", "=".repeat(full), " ".repeat(width - full)),
+    }
+}
+
+/// How much of an archive was read; of how much, where that is known.
+fn archive_line(done: u64, size: u64, columns: usize) -> String {
+    let bytes = match size {
+        0 => format!("{} MB", megabytes(done)),
+        _ => format!("{}/{} MB", megabytes(done.min(size)), megabytes(size)),
     };
+    let word = if done < size || size == 0 { "reading" } else { "read" };
+    let bar = bar(done.min(size), size.max(1), columns);
+    clipped(format!("archive      {bar}{bytes:>19} {:>13}  {word}", ""), columns)
+}
+
+fn line(layer: &LayerProgress, rate: f64, columns: usize) -> String {
+    let bar = bar(layer.received, layer.size, columns);
     let bytes = format!("{}/{} MB", megabytes(layer.received.min(layer.size)), megabytes(layer.size));
     let rate = match rate > 0.0 {
         true => format!("{:.1} MB/s", rate / 1e6),
@@ -170,6 +200,8 @@ fn word(stage: LayerStage) -> &'static str {
         LayerStage::Unpacking => "unpacking",
         LayerStage::Done => "done",
         LayerStage::AlreadyHere => "already here",
+        LayerStage::Reading => "reading",
+        LayerStage::Writing => "writing",
     }
 }
 
@@ -188,7 +220,7 @@ mod tests {
 
     fn progress(each: Vec<LayerProgress>) -> Progress {
         let (layers, bytes_done) = (each.len(), each.iter().map(|layer| layer.received).sum());
-        Progress { layers, layers_done: 1, bytes: 40_000_000, bytes_done, each }
+        Progress { layers, layers_done: 1, bytes: 40_000_000, bytes_done, each, archive: None }
     }
 
     #[test]
@@ -224,6 +256,31 @@ mod tests {
             let moving = lines.iter().filter(|line| line.contains("downloading")).count();
             assert!(columns < 69 || moving == 10, "{columns}: {lines:?}");
         }
+    }
+
+    #[test]
+    fn an_archive_that_is_read_has_a_bar_of_its_own() {
+        let mut picture = Picture::default();
+        let reading = Progress { archive: Some((10_000_000, 20_000_000)), ..Progress::default() };
+        assert_eq!(
+            picture.redraw(&reading, (80, 24), Instant::now()),
+            "\r\x1b[2Karchive      [=====     ]        10.0/20.0 MB                reading\n\x1b[J"
+        );
+        assert_eq!(Picture::default().changes(&reading), "");
+        let piped = Progress { archive: Some((10_000_000, 0)), ..Progress::default() };
+        assert!(picture.redraw(&piped, (80, 24), Instant::now()).contains(" 10.0 MB "));
+        let read = Progress {
+            archive: Some((20_000_000, 20_000_000)),
+            ..progress(vec![layer(1, 0, LayerStage::Unpacking), layer(2, 0, LayerStage::Waiting)])
+        };
+        let text = picture.redraw(&read, (80, 4), Instant::now());
+        assert!(
+            text.contains("20.0/20.0 MB                read\n") && text.matches('\n').count() == 3,
+            "{text}"
+        );
+        let mut lines = Picture::default();
+        assert_eq!(lines.changes(&read), "archive: read, 20.0 MB\n");
+        assert_eq!(lines.changes(&read), "");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::{Failure, Settings};
-use crate::config::Config;
+use crate::{config::Config, output};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -24,6 +24,5 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
         Action::Check(settings) => settings.load()?,
         Action::Default => Config::default(),
     };
-    print!("{}", config.to_toml());
-    Ok(())
+    Ok(output::this(format_args!("{}", config.to_toml()))?)
 }

@@ -17,8 +17,11 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     config::{Config, ConfigError},
     error::chain,
-    standalone::printable,
+    output::{self, Unwritten},
 };
+
+/// What a shell says of a program that wrote to a pipe nobody reads: 128 and SIGPIPE.
+const UNREAD: u8 = 141;
 
 /// Kubernetes CRI container runtime.
 #[derive(Debug, Parser)]
@@ -91,17 +94,27 @@ impl Settings {
     }
 }
 
-/// Why a subcommand failed, in words for the terminal.
+/// Why a subcommand failed, in words for the terminal; empty when nobody reads what it writes.
 #[derive(Debug)]
 struct Failure(String);
 
 impl Failure {
-    /// Says it; answers the exit code for it.
-    fn tell(&self, code: ExitCode) -> ExitCode {
-        use std::io::Write as _;
-        // To a full disk nothing can be said.
-        let _unsaid = writeln!(std::io::stderr(), "podhold: {}", printable(&self.0));
-        code
+    /// Says it; answers the exit code for it, which is `code` unless nobody reads.
+    fn tell(&self, code: u8) -> ExitCode {
+        if self.0.is_empty() {
+            return ExitCode::from(UNREAD);
+        }
+        output::note(format_args!("{}", self.0));
+        ExitCode::from(code)
+    }
+}
+
+impl From<Unwritten> for Failure {
+    fn from(Unwritten(error): Unwritten) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Self(String::new()),
+            _ => Self(format!("standard output: {error}")),
+        }
     }
 }
 
@@ -113,8 +126,21 @@ impl<E: std::error::Error + 'static> From<E> for Failure {
 
 /// Runs what the arguments of this process say; the exit code of the process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
+    let result = Cli::try_parse().map_or_else(not_a_command, |cli| carry_out(cli.command));
+    result.unwrap_or_else(|failure| failure.tell(1))
+}
+
+/// Help or the version, which were asked for; or what is wrong with the arguments.
+fn not_a_command(told: clap::Error) -> Result<ExitCode, Failure> {
+    let written = told.print();
+    if told.use_stderr() {
+        return Ok(ExitCode::from(u8::try_from(told.exit_code()).unwrap_or(2)));
+    }
+    written.map(|()| ExitCode::SUCCESS).map_err(|error| Unwritten(error).into())
+}
+
+fn carry_out(command: Command) -> Result<ExitCode, Failure> {
+    match command {
         Command::Serve(arguments) => serve::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Run(arguments) => run::main(arguments),
         Command::Ps(arguments) => pods::main(pods::Verb::List(arguments)),
@@ -128,16 +154,7 @@ pub fn main() -> ExitCode {
             look_up::main(&arguments);
             Ok(ExitCode::SUCCESS)
         }
-    };
-    result.unwrap_or_else(|failure| failure.tell(ExitCode::FAILURE))
-}
-
-/// Prints what was asked for; a reader that goes away is a failure.
-fn printed(text: &str) -> Result<ExitCode, Failure> {
-    use std::io::Write as _;
-    let mut out = std::io::stdout();
-    let written = writeln!(out, "{text}").and_then(|()| out.flush());
-    written.map(|()| ExitCode::SUCCESS).map_err(|error| Failure(format!("standard output: {error}")))
+    }
 }
 
 /// Sends log lines to standard error.

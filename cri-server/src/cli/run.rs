@@ -6,6 +6,7 @@ use super::{Failure, Settings, here};
 use crate::{
     descriptors,
     error::{Error, chain},
+    output,
     standalone::{self, Manifest, Options, Policy, PullWhen, RunError},
 };
 
@@ -72,9 +73,9 @@ fn duration(text: &str) -> Result<Duration, String> {
 pub(super) fn main(arguments: Arguments) -> Result<ExitCode, Failure> {
     let manifest = match Manifest::read(&arguments.manifest) {
         Ok(manifest) => manifest,
-        Err(error) => return Ok(Failure(chain(&error)).tell(ExitCode::from(BAD_MANIFEST))),
+        Err(error) => return Ok(Failure(chain(&error)).tell(BAD_MANIFEST)),
     };
-    Ok(run(arguments, &manifest).unwrap_or_else(|(failure, code)| failure.tell(ExitCode::from(code))))
+    Ok(run(arguments, &manifest).unwrap_or_else(|(failure, code)| failure.tell(code)))
 }
 
 /// The one place where a failure becomes an exit code.
@@ -105,7 +106,8 @@ fn run(arguments: Arguments, manifest: &Manifest) -> Result<ExitCode, (Failure, 
     let refused = |error| failed(RunError::Manifest(error));
     if arguments.dry_run {
         let requests = standalone::dry_run(manifest, &config, &options).map_err(refused)?;
-        return super::printed(&requests).map_err(|failure| (failure, 1));
+        let printed = output::line(format_args!("{requests}"));
+        return printed.map(|()| ExitCode::SUCCESS).map_err(|unwritten| (unwritten.into(), 1));
     }
     standalone::check(manifest, &config, &options).map_err(refused)?;
     super::start_logging(&config.log_level).map_err(host)?;

@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
@@ -27,6 +28,8 @@ type Answer<T> = Result<Response<T>, Status>;
 
 /// Messages of a stream between who makes and who sends them.
 const AHEAD: usize = 4;
+/// How often a client is told how far its work is.
+const PACE: Duration = Duration::from_millis(100);
 
 /// The service over a runtime.
 pub(super) struct OwnImages {
@@ -45,14 +48,14 @@ fn image(image: &Image) -> wire::Image {
     }
 }
 
-fn progress(now: &Progress) -> pull_response::What {
-    pull_response::What::Progress(wire::Progress {
+fn progress(now: &Progress) -> wire::Progress {
+    wire::Progress {
         layers: now.layers as u64,
         layers_done: now.layers_done as u64,
         bytes: now.bytes,
         bytes_done: now.bytes_done,
         each: now.each.iter().map(layer).collect(),
-    })
+    }
 }
 
 fn layer(now: &LayerProgress) -> wire::LayerProgress {
@@ -62,6 +65,8 @@ fn layer(now: &LayerProgress) -> wire::LayerProgress {
         LayerStage::Unpacking => Stage::Unpacking,
         LayerStage::Done => Stage::Done,
         LayerStage::AlreadyHere => Stage::AlreadyHere,
+        LayerStage::Reading => Stage::Reading,
+        LayerStage::Writing => Stage::Writing,
     };
     wire::LayerProgress {
         digest: now.digest.to_string(),
@@ -113,28 +118,14 @@ impl Images for OwnImages {
 
     async fn pull(&self, request: Request<wire::PullRequest>) -> Answer<Self::PullStream> {
         let (reference, runtime) = (request.into_inner().reference, Arc::clone(&self.runtime));
-        let (out, messages) = mpsc::channel(AHEAD);
-        tokio::spawn(async move {
-            let (tell, mut told) = watch::channel(Progress::default());
-            let pull = runtime.pull_image(&reference, None, Some(tell));
-            tokio::pin!(pull);
-            loop {
-                let what = tokio::select! {
-                    // Nobody waits for it: the pull ends here.
-                    () = out.closed() => return,
-                    pulled = &mut pull => {
-                        let last = pulled.map(|pulled| pull_response::What::Image(image(&pulled)));
-                        let last = last.map(|what| wire::PullResponse { what: Some(what) });
-                        let _gone = out.send(last.map_err(Status::from)).await;
-                        return;
-                    }
-                    Ok(()) = told.changed() => progress(&told.borrow_and_update()),
-                };
-                // A client that is behind is told the next time.
-                let _full = out.try_send(Ok(wire::PullResponse { what: Some(what) }));
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(messages).boxed()))
+        let (tell, told) = watch::channel(Progress::default());
+        let pull = async move {
+            let pulled = runtime.pull_image(&reference, None, Some(tell)).await?;
+            Ok(vec![wire::PullResponse { what: Some(pull_response::What::Image(image(&pulled))) }])
+        };
+        let message =
+            |now: &Progress| wire::PullResponse { what: Some(pull_response::What::Progress(progress(now))) };
+        Ok(Response::new(follow(pull, Some(told), message)))
     }
 
     type ListStream = Batches<wire::Image>;
@@ -163,7 +154,9 @@ impl Images for OwnImages {
         Ok(Response::new(wire::TagResponse { id: tagged.id.clone() }))
     }
 
-    async fn import(&self, request: Request<Streaming<wire::ImportRequest>>) -> Answer<wire::ImportResponse> {
+    type ImportStream = Batches<wire::ImportResponse>;
+
+    async fn import(&self, request: Request<Streaming<wire::ImportRequest>>) -> Answer<Self::ImportStream> {
         let mut messages = request.into_inner();
         let first = messages.message().await?.and_then(|message| message.what);
         let Some(import_request::What::Options(options)) = first else {
@@ -176,22 +169,30 @@ impl Images for OwnImages {
                 Some(parsed.map_err(Status::from)?)
             }
         };
-        let options = ImportOptions { origin: options.origin.chars().take(300).collect(), tag };
-        let (pieces, arriving) = mpsc::channel(AHEAD);
-        let reader = Arriving { pieces: arriving, current: Bytes::new() };
-        let import = self.runtime.import_images(Box::new(reader), options);
-        let pump = async move {
-            receive(messages, &pieces).await;
-            drop(pieces);
-            std::future::pending::<()>().await;
+        let (tell, told) = asked(options.progress);
+        let origin = options.origin.chars().take(300).collect();
+        let options = ImportOptions { origin, tag, progress: tell };
+        let runtime = Arc::clone(&self.runtime);
+        let work = async move {
+            let (pieces, arriving) = mpsc::channel(AHEAD);
+            let reader = Arriving { pieces: arriving, current: Bytes::new() };
+            let import = runtime.import_images(Box::new(reader), options);
+            let pump = async move {
+                receive(messages, &pieces).await;
+                drop(pieces);
+                std::future::pending::<()>().await;
+            };
+            // An archive that is refused need not arrive to its end.
+            let imported = tokio::select! {
+                imported = import => imported?,
+                () = pump => return Err(Status::internal("the import has no end")),
+            };
+            let images = imported.images.iter().map(|found| image(found)).collect();
+            Ok(vec![wire::ImportResponse { images, skipped: imported.skipped, progress: None }])
         };
-        // An archive that is refused need not arrive to its end.
-        let imported = tokio::select! {
-            imported = import => imported?,
-            () = pump => return Err(Status::internal("the import has no end")),
-        };
-        let images = imported.images.iter().map(|found| image(found)).collect();
-        Ok(Response::new(wire::ImportResponse { images, skipped: imported.skipped }))
+        let message =
+            |now: &Progress| wire::ImportResponse { progress: Some(progress(now)), ..Default::default() };
+        Ok(Response::new(follow(work, told, message)))
     }
 
     type ExportStream = Batches<wire::ExportResponse>;
@@ -199,14 +200,15 @@ impl Images for OwnImages {
     async fn export(&self, request: Request<wire::ExportRequest>) -> Answer<Self::ExportStream> {
         let (names, runtime) = (request.into_inner().names, Arc::clone(&self.runtime));
         let (out, pieces) = mpsc::channel(AHEAD);
-        let export = tokio::spawn(async move { runtime.export_images(&names, out).await });
-        let end = stream::once(export).filter_map(async |ended| match ended {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(Err(Status::from(error))),
-            Err(_) => Some(Err(Status::internal("the export was given up"))),
-        });
-        let pieces = ReceiverStream::new(pieces).map(|data| Ok(wire::ExportResponse { data }));
-        Ok(Response::new(pieces.chain(end).boxed()))
+        let (tell, told) = asked(true);
+        let export = async move { Ok(runtime.export_images(&names, out, tell).await.map(|()| Vec::new())?) };
+        let message =
+            |now: &Progress| wire::ExportResponse { progress: Some(progress(now)), ..Default::default() };
+        // Its errors come last: what is told is over then, and so are the pieces.
+        let told = follow(export, told, message);
+        let pieces =
+            ReceiverStream::new(pieces).map(|data| Ok(wire::ExportResponse { data, progress: None }));
+        Ok(Response::new(stream::select(pieces, told).boxed()))
     }
 
     async fn prune(&self, _: Request<wire::PruneRequest>) -> Answer<wire::PruneResponse> {
@@ -218,9 +220,73 @@ impl Images for OwnImages {
     type VerifyStream = Batches<wire::VerifiedLayer>;
 
     async fn verify(&self, request: Request<wire::VerifyRequest>) -> Answer<Self::VerifyStream> {
-        let wire::VerifyRequest { names, repair } = request.into_inner();
-        let layers = self.runtime.verify_images(&names, repair).await?;
-        Ok(Response::new(stream::iter(layers).map(|layer| Ok(verified(&layer))).boxed()))
+        let wire::VerifyRequest { names, repair, progress: wanted } = request.into_inner();
+        let runtime = Arc::clone(&self.runtime);
+        let (tell, told) = asked(wanted);
+        let verify = async move {
+            let layers = runtime.verify_images(&names, repair, tell).await?;
+            Ok(layers.iter().map(verified).collect())
+        };
+        let message =
+            |now: &Progress| wire::VerifiedLayer { progress: Some(progress(now)), ..Default::default() };
+        Ok(Response::new(follow(verify, told, message)))
+    }
+}
+
+/// Both ends of what is told of work under way, if it is wanted.
+fn asked(wanted: bool) -> (Option<watch::Sender<Progress>>, Option<watch::Receiver<Progress>>) {
+    let (tell, told) = watch::channel(Progress::default());
+    (wanted.then_some(tell), wanted.then_some(told))
+}
+
+/// How far work is, as messages, then what came of it. The work ends when nobody takes them any more.
+fn follow<M: Send + 'static>(
+    work: impl Future<Output = Result<Vec<M>, Status>> + Send + 'static,
+    told: Option<watch::Receiver<Progress>>,
+    message: impl Fn(&Progress) -> M + Send + Sync + 'static,
+) -> Batches<M> {
+    let (out, messages) = mpsc::channel(AHEAD);
+    tokio::spawn(async move {
+        tokio::pin!(work);
+        let mut told = told;
+        loop {
+            let now = async {
+                if let Some(told) = &mut told
+                    && told.changed().await.is_ok()
+                {
+                    return message(&told.borrow_and_update());
+                }
+                // Nothing more is told.
+                std::future::pending().await
+            };
+            let now = tokio::select! {
+                // Nobody waits for it: the work ends here.
+                () = out.closed() => return,
+                done = &mut work => return send_all(&out, done).await,
+                now = now => now,
+            };
+            // A client that is behind is told the next time.
+            let _full = out.try_send(Ok(now));
+            tokio::select! {
+                () = out.closed() => return,
+                done = &mut work => return send_all(&out, done).await,
+                () = tokio::time::sleep(PACE) => {}
+            }
+        }
+    });
+    ReceiverStream::new(messages).boxed()
+}
+
+async fn send_all<M>(out: &mpsc::Sender<Result<M, Status>>, done: Result<Vec<M>, Status>) {
+    match done {
+        Ok(messages) => {
+            for message in messages {
+                if out.send(Ok(message)).await.is_err() {
+                    return;
+                }
+            }
+        }
+        Err(status) => drop(out.send(Err(status)).await),
     }
 }
 

@@ -3,8 +3,8 @@
 use std::{collections::HashSet, io::Read, sync::Arc};
 
 use bytes::Bytes;
-use podhold_image::{Finding, Image, ImportOptions, Imported, Reference, Verified};
-use tokio::sync::mpsc;
+use podhold_image::{Finding, Image, ImportOptions, Imported, Progress, Reference, Verified};
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::Runtime;
@@ -50,11 +50,16 @@ impl Runtime {
     }
 
     /// Writes images as an archive, which is whole only after success.
-    pub async fn export_images(&self, names: &[String], out: mpsc::Sender<Bytes>) -> Result<()> {
+    pub async fn export_images(
+        &self,
+        names: &[String],
+        out: mpsc::Sender<Bytes>,
+        progress: Option<watch::Sender<Progress>>,
+    ) -> Result<()> {
         if names.is_empty() {
             return Err(Error::invalid("names", "is empty; name an image"));
         }
-        self.images.export(names, out).await.map_err(|error| Error::image("export", &error))
+        self.images.export(names, out, progress).await.map_err(|error| Error::image("export", &error))
     }
 
     /// Removes the images that no container uses. Pinned ones stay.
@@ -80,10 +85,15 @@ impl Runtime {
         Ok(pruned)
     }
 
-    /// Compares the layers of images (all when no names are given) with what was unpacked; with `repair` fetches those
+    /// Compares the layers of images (all when no names are given) with what was unpacked; with `repair` makes those
     /// that differ again. Ends when the returned future is dropped.
-    pub async fn verify_images(&self, names: &[String], repair: bool) -> Result<Vec<Verified>> {
-        let verified = self.images.verify(names, repair).await;
+    pub async fn verify_images(
+        &self,
+        names: &[String],
+        repair: bool,
+        progress: Option<watch::Sender<Progress>>,
+    ) -> Result<Vec<Verified>> {
+        let verified = self.images.verify(names, repair, progress).await;
         let verified = verified.map_err(|error| Error::image("verify", &error))?;
         for layer in &verified {
             if let Finding::Wrong { differences, count } = &layer.finding {

@@ -9,7 +9,7 @@ use podhold_sandbox::{
     ContainerId, bundle,
     launch::{LaunchError, StartSpec},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     Runtime, blocking,
@@ -98,9 +98,27 @@ impl Runtime {
                 self.ask_for_container(id.clone());
                 Err(lost.into())
             }
+            Ok(Err(gone @ LaunchError::Gone { .. })) if self.may_have_run(&container).await => {
+                let ended = self.end_unattended_container(&container, "its shim ended while it was started");
+                if let Err(error) = ended.await {
+                    warn!(container = %id, %error, "processes of a container without shim not ended");
+                    self.store.container_event(id, ContainerEvent::StartLost);
+                    self.ask_for_container(id.clone());
+                }
+                Err(gone.into())
+            }
             Ok(Err(error)) => self.start_failed(id, error.into()).await,
             Err(error) => self.start_failed(id, error).await,
         }
+    }
+
+    /// Whether a container may have run whose shim has ended before it answered to the start. A shim that ends
+    /// in order leaves an exit record of each container that ran, and nothing of libcontainer's.
+    async fn may_have_run(&self, container: &Container) -> bool {
+        let (pod, id) = (&container.record.pod, &container.record.id);
+        let traces = [self.layout.exit_record(pod, id), self.layout.libcontainer(pod)];
+        let is_there = move || Ok(traces.iter().any(|path| path.symlink_metadata().is_ok()));
+        blocking("exit", is_there).await.unwrap_or(true)
     }
 
     async fn start_failed(self: &Arc<Self>, id: &ContainerId, error: Error) -> Result<()> {
@@ -111,8 +129,12 @@ impl Runtime {
             reason: "StartError".to_owned(),
             message: error.to_string(),
         };
-        self.store.container_event(id, ContainerEvent::StartFailed(ended));
-        self.status_kept(id).await;
+        let (runtime, id) = (Arc::clone(self), id.clone());
+        blocking("container status", move || {
+            runtime.commit_end(&id, ended, ContainerEvent::StartFailed);
+            Ok(())
+        })
+        .await?;
         Err(error)
     }
 

@@ -83,6 +83,7 @@ impl Runtime {
         let (state, run) = (self.layout.pod_state(pod), self.layout.pod_run(pod));
         self.store.forget_damaged(|damage| match &damage.hides {
             Hidden::Pod(hidden) | Hidden::Container(hidden, _) => hidden == pod,
+            Hidden::Archive => false,
             Hidden::Nothing => damage.path.starts_with(&state) || damage.path.starts_with(&run),
         });
     }
@@ -90,7 +91,7 @@ impl Runtime {
     pub(super) fn forget_damage_of_container(&self, id: &ContainerId) {
         self.store.forget_damaged(|damage| match &damage.hides {
             Hidden::Container(_, hidden) => hidden == id,
-            Hidden::Pod(_) => false,
+            Hidden::Pod(_) | Hidden::Archive => false,
             Hidden::Nothing => damage.path.iter().any(|part| part == id.as_str()),
         });
     }

@@ -2,7 +2,8 @@
 //!
 //! They are imported one after another while the daemon serves; until then their images are not there, and
 //! whoever asks for one asks again. An archive whose images are all here is not read again unless it has
-//! changed. One that cannot be imported is logged, and stands among the damaged things.
+//! changed. One that cannot be imported is logged, and stands among the damaged things; other files are named in the
+//! log and left alone.
 
 use std::{
     collections::BTreeMap,
@@ -53,12 +54,15 @@ impl Runtime {
     fn not_preloaded(&self, path: &Path, error: &Error) {
         let reason = chain(error);
         warn!(path = %path.display(), reason, "images not loaded at start");
-        self.store.add_damage(Damage { path: path.to_owned(), reason, hides: Hidden::Nothing });
+        self.store.add_damage(Damage { path: path.to_owned(), reason, hides: Hidden::Archive });
     }
 
     async fn preload_all(&self, dir: &Path) -> Result<()> {
         let (list, ledger) = (dir.to_owned(), self.layout.state().join("preloaded.json"));
-        let archives = blocking("preload", move || archives(&list)).await?;
+        let Shelf { archives, others } = blocking("preload", move || Shelf::read(&list)).await?;
+        for (path, reason) in others {
+            info!(path = %path.display(), reason, "not loaded at start");
+        }
         let read = ledger.clone();
         let before = blocking("preload", move || Ok(remembered(&read))).await?;
         let mut now = BTreeMap::new();
@@ -93,32 +97,58 @@ impl Runtime {
         });
         let file = opened.await?;
         info!(archive = origin, "loading images");
-        let imported = self.import_images(Box::new(file), ImportOptions { origin, tag: None }).await?;
+        let imported =
+            self.import_images(Box::new(file), ImportOptions { origin, ..ImportOptions::default() }).await?;
         Ok(imported.images.iter().map(|image| image.id.clone()).collect())
     }
 }
 
-/// The archives of a directory, by name. Other files are left alone, as are hidden ones, which may be half
-/// copied.
-fn archives(dir: &Path) -> Result<Vec<(PathBuf, Seen)>> {
-    let reading = || Error::doing(format!("reading {}", dir.display()));
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(reading())? {
-        let path = entry.map_err(reading())?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with('.') || !ENDINGS.iter().any(|ending| name.ends_with(ending)) {
-            continue;
+/// What is in the directory.
+#[derive(Debug, Default)]
+struct Shelf {
+    /// By name.
+    archives: Vec<(PathBuf, Seen)>,
+    /// What is left alone, and why.
+    others: Vec<(PathBuf, String)>,
+}
+
+impl Shelf {
+    fn read(dir: &Path) -> Result<Self> {
+        let reading = || Error::doing(format!("reading {}", dir.display()));
+        let mut shelf = Self::default();
+        for entry in fs::read_dir(dir).map_err(reading())? {
+            let path = entry.map_err(reading())?.path();
+            match Seen::of(&path) {
+                Ok(seen) => shelf.archives.push((path, seen)),
+                Err(reason) => shelf.others.push((path, reason)),
+            }
         }
-        let metadata = fs::metadata(&path).map_err(reading())?;
+        shelf.archives.sort_by(|a, b| a.0.cmp(&b.0));
+        shelf.others.sort();
+        Ok(shelf)
+    }
+}
+
+impl Seen {
+    /// What an archive looks like before it is imported; why a file is none.
+    fn of(path: &Path) -> std::result::Result<Self, String> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') {
+            return Err("it is hidden, and may be half copied".to_owned());
+        }
+        if !ENDINGS.iter().any(|ending| name.ends_with(ending)) {
+            return Err(format!(
+                "by its name it is no archive of images: these end in {}",
+                ENDINGS.join(", ")
+            ));
+        }
+        let metadata = fs::metadata(path).map_err(|error| format!("it cannot be looked at: {error}"))?;
         if !metadata.is_file() {
-            continue;
+            return Err("it is not a regular file".to_owned());
         }
         let modified = [metadata.mtime(), metadata.mtime_nsec()];
-        let seen = Seen { size: metadata.len(), inode: metadata.ino(), modified, images: Vec::new() };
-        found.push((path, seen));
+        Ok(Self { size: metadata.len(), inode: metadata.ino(), modified, images: Vec::new() })
     }
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(found)
 }
 
 /// What was imported before; what cannot be read is imported again.
@@ -131,4 +161,33 @@ fn remember(path: &Path, text: &[u8]) -> Result<()> {
     let new = path.with_extension("new");
     let written = fs::write(&new, text).and_then(|()| fs::rename(&new, path));
     written.map_err(Error::doing(format!("writing {}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_archive_is_named_with_the_reason_and_keeps_none_from_being_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["b.tar", "a.tar.zst", ".half.tar", "README.md", "app.tar.xz"] {
+            fs::write(at(name), "x").unwrap();
+        }
+        fs::create_dir(at("dir.tar")).unwrap();
+        std::os::unix::fs::symlink("nowhere", at("gone.tar")).unwrap();
+        let shelf = Shelf::read(dir.path()).unwrap();
+        let archives: Vec<_> = shelf.archives.iter().map(|(path, _)| path.clone()).collect();
+        assert_eq!(archives, [at("a.tar.zst"), at("b.tar")]);
+        let others: Vec<_> = shelf.others.iter().map(|(path, _)| path.clone()).collect();
+        assert_eq!(
+            others,
+            [at(".half.tar"), at("README.md"), at("app.tar.xz"), at("dir.tar"), at("gone.tar")]
+        );
+        for ((path, reason), part) in
+            shelf.others.iter().zip(["hidden", ".tar.zst", ".tar.zst", "not a regular file", "No such file"])
+        {
+            assert!(reason.contains(part), "{}: {reason}", path.display());
+        }
+    }
 }

@@ -236,11 +236,17 @@ impl Runtime {
         self.store.wait_container(id, over).await;
     }
 
+    /// Ends a container whose shim is gone, or ends. Whoever has ended it or has noticed that commits what it has
+    /// recorded.
     async fn end_orphan(self: &Arc<Self>, container: &Container) -> Result<()> {
-        self.end_unattended_container(container, "its shim was gone when it was stopped").await
+        self.kill_cgroup(container).await?;
+        if timeout(KILL_TIME, self.exited_or_gone(&container.record.id)).await.is_err() {
+            self.commit_unattended(container, "its shim was gone when it was stopped".to_owned()).await;
+        }
+        Ok(())
     }
 
-    /// Ends a container whose shim is gone.
+    /// Ends a container whose shim is gone, of which nobody else knows.
     pub(super) async fn end_unattended_container(
         self: &Arc<Self>,
         container: &Container,

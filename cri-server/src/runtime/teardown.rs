@@ -203,6 +203,10 @@ impl Runtime {
             match live.delete(&record.id).await {
                 // What it would have ended is ended below.
                 Ok(()) | Err(LaunchError::Gone { .. }) => {}
+                // A shim that ends with its pod does nothing else any more.
+                Err(_) if self.store.pod(&record.pod).is_some_and(|pod| pod.live.is_none()) => {
+                    self.stop_pod(record.pod.as_str()).await?;
+                }
                 Err(error) => return Err(error.into()),
             }
         }

@@ -58,10 +58,14 @@ impl Runtime {
             info!(container = %id, code = exit.code, oom_killed = exit.oom_killed, "container exited");
         }
         let started_at = container.phase.run().map(|run| run.started_at).or(exit.started_at);
-        self.commit_exit(id, ended(started_at, exit));
+        // It may have been removed meanwhile. The shim has written it.
+        let event = ContainerEvent::Exited(ended(started_at, exit));
+        if let Some(Ok(_)) = self.store.container_event(id, event) {
+            self.keep_status(id);
+        }
     }
 
-    /// Commits an exit that nobody saw. Reads a file.
+    /// Commits an exit that nobody saw. Blocks.
     pub(super) fn exit_unseen(self: &Arc<Self>, id: &ContainerId, started_at: Option<SystemTime>, why: &str) {
         let Some(container) = self.store.container(id) else { return };
         let written = || {
@@ -77,14 +81,23 @@ impl Runtime {
             reason: "Unknown".to_owned(),
             message: why.to_owned(),
         };
-        self.commit_exit(id, ended);
+        self.commit_end(id, ended, ContainerEvent::Exited);
     }
 
-    /// Moves the container to Exited and keeps it on disk.
-    pub(super) fn commit_exit(self: &Arc<Self>, id: &ContainerId, ended: Ended) {
+    /// Writes an end of which only this daemon knows, and then commits it: the next one must not tell another.
+    /// Blocks.
+    pub(super) fn commit_end(&self, id: &ContainerId, ended: Ended, event: fn(Ended) -> ContainerEvent) {
+        let _writing = self.status_files.lock().expect("no code panics while it holds this");
+        let Some(container) = self.store.container(id) else { return };
+        // The first end counts.
+        if matches!(container.phase, ContainerPhase::Exited(_) | ContainerPhase::Removing(_)) {
+            return;
+        }
+        let written = self.write_life(&container, ended.started_at, Some(ended.clone()));
         // It may have been removed meanwhile.
-        if let Some(Ok(_)) = self.store.container_event(id, ContainerEvent::Exited(ended)) {
-            self.keep_status(id);
+        let _committed = self.store.container_event(id, event(ended));
+        if let Err(error) = written {
+            self.status_not_kept(id, &error);
         }
     }
 
@@ -102,10 +115,14 @@ impl Runtime {
         let id = id.clone();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = runtime.write_status(&id) {
-                let again = runtime.undone.status(&id, &crate::error::chain(&error));
-                warn!(container = %id, %error, again, "status not kept");
+                runtime.status_not_kept(&id, &error);
             }
         })
+    }
+
+    fn status_not_kept(&self, id: &ContainerId, error: &RecordError) {
+        let again = self.undone.status(id, &chain(error));
+        warn!(container = %id, %error, again, "status not kept");
     }
 
     /// Writes what must outlive a reboot. Blocks.
@@ -113,13 +130,25 @@ impl Runtime {
         // One writer at a time, and what is written is looked up meanwhile: the latest wins.
         let _writing = self.status_files.lock().expect("no code panics while it holds this");
         let Some(container) = self.store.container(id) else { return Ok(()) };
-        let (started_at, ended) = match container.phase {
+        let (started_at, ended) = match &container.phase {
             ContainerPhase::Removing(_) => return Ok(()),
-            ContainerPhase::Exited(ended) => (ended.started_at, Some(ended)),
+            ContainerPhase::Exited(ended) => (ended.started_at, Some(ended.clone())),
             phase => (phase.run().map(|run| run.started_at), None),
         };
-        let path = self.layout.container_status(&container.record.pod, id);
-        record::write(&path, &ContainerStatusRecord { resources: container.resources, started_at, ended })
+        self.write_life(&container, started_at, ended)
+    }
+
+    fn write_life(
+        &self,
+        container: &Container,
+        started_at: Option<SystemTime>,
+        ended: Option<Ended>,
+    ) -> Result<(), RecordError> {
+        let path = self.layout.container_status(&container.record.pod, &container.record.id);
+        record::write(
+            &path,
+            &ContainerStatusRecord { resources: container.resources.clone(), started_at, ended },
+        )
     }
 
     fn pod_died(self: &Arc<Self>, pod: &PodId) {
@@ -183,12 +212,19 @@ impl Runtime {
         });
     }
 
-    /// Commits how the containers of a pod have ended that nothing holds any more.
+    /// Commits how the containers of a pod have ended that nothing holds any more. A start that is under way
+    /// ends with the shim, and alone knows whether that was asked: it says first how it went.
     pub(super) async fn settle_unheld(self: &Arc<Self>, pod: &PodId, why: &str) {
+        let started = |now: Option<&Container>| match now.map(|now| &now.phase) {
+            Some(ContainerPhase::Starting) => None,
+            _ => Some(now.cloned()),
+        };
         for container in self.store.containers_of(pod) {
-            let unsettled =
-                matches!(container.phase, ContainerPhase::Starting | ContainerPhase::Unknown { .. });
-            if unsettled || container.phase.run().is_some() {
+            let now = self.store.wait_container(&container.record.id, started).await;
+            let unsettled = |container: &Container| {
+                container.phase.run().is_some() || matches!(container.phase, ContainerPhase::Unknown { .. })
+            };
+            if let Some(container) = now.filter(unsettled) {
                 self.commit_unattended(&container, why.to_owned()).await;
             }
         }

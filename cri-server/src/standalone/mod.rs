@@ -20,5 +20,4 @@ pub use self::{
     manifest::{Manifest, ManifestError},
     plan::{check, dry_run},
     run::{FIRST, HOST, Options, PullWhen, RUN_BY, RunError, remove_directories, run},
-    terminal::printable,
 };

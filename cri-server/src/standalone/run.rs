@@ -2,7 +2,6 @@
 //! again, or kept for who asked for that.
 
 use std::{
-    io::Write,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -25,6 +24,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    output,
     runtime::Runtime,
     state::{Hidden, Pod},
 };
@@ -118,7 +118,9 @@ pub async fn run(
     let code = outcome.code();
     if options.json {
         let report = terminal::json(&subject, &outcome, code.unwrap_or(HOST));
-        std::io::stdout().write_all(report.as_bytes()).map_err(Error::doing("writing the report"))?;
+        output::this(format_args!("{report}")).map_err(|output::Unwritten(error)| {
+            Error::doing("writing the report to standard output")(error)
+        })?;
     }
     if let Some(file) = &options.junit {
         let written = std::fs::write(file, terminal::junit(&subject, &outcome));
@@ -328,7 +330,7 @@ async fn remove_damaged(runtime: &Arc<Runtime>) -> Result<()> {
     for damage in runtime.store().damaged() {
         if let Hidden::Pod(id) = &damage.hides {
             let (path, reason) = (damage.path.display(), &damage.reason);
-            eprintln!("podhold: removing a pod of an earlier run: {path}: {reason}");
+            output::note(format_args!("removing a pod of an earlier run: {path}: {reason}"));
             runtime.remove_pod(id.as_str()).await?;
         }
     }

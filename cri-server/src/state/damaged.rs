@@ -22,6 +22,8 @@ pub struct Damage {
 pub enum Hidden {
     /// Nothing: the object is there without that part.
     Nothing,
+    /// The images of an archive that was to be imported at start.
+    Archive,
     /// A pod.
     Pod(PodId),
     /// A container.
@@ -34,6 +36,10 @@ impl Damage {
         match &self.hides {
             Hidden::Pod(pod) => return ("pod", pod.to_string()),
             Hidden::Container(_, container) => return ("container", container.to_string()),
+            Hidden::Archive => {
+                let name = self.path.file_name().unwrap_or_default();
+                return ("archive", name.to_string_lossy().into_owned());
+            }
             Hidden::Nothing => {}
         }
         let names: Vec<&str> = self
@@ -68,6 +74,11 @@ impl Damage {
             Hidden::Container(_, id) => {
                 format!("put that back as it was, or remove the container for good: crictl rm -f {id}")
             }
+            Hidden::Archive => {
+                "put an archive there that can be imported, or remove it; it is looked at again when the daemon \
+                 starts (podhold image import tries it now)"
+                    .to_owned()
+            }
             Hidden::Nothing => {
                 "put that back as it was, or remove its object, which works without it".to_owned()
             }
@@ -91,7 +102,7 @@ impl Store {
     pub fn add_damage(&self, damage: Damage) -> bool {
         let mut inner = self.lock();
         let known = inner.damaged.iter().any(|known| match &damage.hides {
-            Hidden::Nothing => known.path == damage.path,
+            Hidden::Nothing | Hidden::Archive => known.path == damage.path,
             hides => known.hides == *hides,
         });
         if !known {

@@ -64,7 +64,8 @@ pub(super) fn plan(staged: &mut Staged, platform: &Platform) -> Result<Plan, Ima
     let mut plan = Plan::default();
     for entry in entries(staged)? {
         if let Some(image) = image(staged, platform, &entry, &mut plan.skipped)? {
-            plan.images.push(image);
+            let origin = staged.origin().to_owned();
+            plan.add(&origin, image)?;
         }
     }
     Ok(plan)
@@ -85,7 +86,7 @@ fn image(
         return Err(corrupt(&origin, reason));
     }
     let raw = staged.read(&config, "the image configuration", MAX_CONFIG)?;
-    let (text, configuration) = self::configuration(&origin, &label, raw)?;
+    let configuration = self::configuration(&origin, &label, raw)?;
     let (os, arch) = (configuration.parsed.os(), configuration.parsed.architecture());
     if !platform.runs(os, arch, configuration.parsed.variant().as_deref()) {
         skipped.push(format!("{label}: made for {os}/{arch}, this machine is {platform}"));
@@ -107,28 +108,22 @@ fn image(
     let blobs = layers.iter().map(|file| file.size).fold(0, u64::saturating_add);
     Ok(Some(Planned {
         names: references(entry.repo_tags.as_deref().unwrap_or_default()),
-        id: config.digest,
+        id: config.digest.clone(),
         target: manifest.digest.clone(),
         published: false,
         size: blobs.saturating_add(config.size).saturating_add(manifest.size),
         documents: vec![manifest],
-        config: text,
-        configuration,
+        config,
+        stack: configuration.into(),
         layers,
     }))
 }
 
 /// Reads an image configuration.
-pub(super) fn configuration(
-    origin: &str,
-    label: &str,
-    raw: Vec<u8>,
-) -> Result<(String, Configuration), ImageError> {
+pub(super) fn configuration(origin: &str, label: &str, raw: Vec<u8>) -> Result<Configuration, ImageError> {
     let text = String::from_utf8(raw)
         .map_err(|_| corrupt(origin, format!("{label}: the image configuration is not UTF-8 text")))?;
-    let configuration = manifest::configuration(text.as_bytes())
-        .map_err(|reason| corrupt(origin, format!("{label}: {reason}")))?;
-    Ok((text, configuration))
+    manifest::configuration(text.as_bytes()).map_err(|reason| corrupt(origin, format!("{label}: {reason}")))
 }
 
 /// The manifest of an image that came without one.

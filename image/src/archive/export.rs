@@ -11,7 +11,10 @@ use std::{collections::HashSet, io::Read, sync::Arc};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::mpsc::{self, Sender};
+use tokio::sync::{
+    mpsc::{self, Sender},
+    watch,
+};
 
 use super::writer::{Unwanted, Writer, annotations};
 use crate::{
@@ -19,6 +22,7 @@ use crate::{
     digest::{Digest, Hasher},
     error::{ErrorKind, ImageError},
     manifest::{self, Blob, Layout, Manifest},
+    pull::{LayerStage, Progress, Teller},
     reference::Reference,
     registry::{Document, MAX_MANIFEST, Session, Wish},
     store::Contents,
@@ -48,6 +52,7 @@ pub(crate) async fn export(
     inner: &Arc<Inner>,
     names: &[String],
     out: Sender<Bytes>,
+    progress: Option<watch::Sender<Progress>>,
 ) -> Result<(), ImageError> {
     let mut images = Vec::new();
     for name in names {
@@ -57,7 +62,7 @@ pub(crate) async fn export(
         images.push(prepare(inner, name, contents).await?);
     }
     let writer = Writer::new(out);
-    let written = write(inner, &images, writer).await;
+    let written = write(inner, &images, writer, progress).await;
     written.unwrap_or_else(|Unwanted| Err(ImageError::Cancelled(names.join(", "))))
 }
 
@@ -164,7 +169,16 @@ fn damaged(name: &str, digest: &Digest) -> ImageError {
 /// The outer result: whether somebody still takes the archive.
 type Written = Result<Result<(), ImageError>, Unwanted>;
 
-async fn write(inner: &Arc<Inner>, images: &[Ready], writer: Writer) -> Written {
+async fn write(
+    inner: &Arc<Inner>,
+    images: &[Ready],
+    writer: Writer,
+    progress: Option<watch::Sender<Progress>>,
+) -> Written {
+    let mut seen = HashSet::new();
+    let layers = images.iter().flat_map(|image| &image.layout.layers);
+    let layers = layers.filter(|layer| seen.insert(&layer.digest)).map(|l| (l.digest.clone(), l.size));
+    let (teller, mut number) = (Teller::begin(progress, layers), 0);
     writer.entry("oci-layout", LAYOUT).await?;
     let mut written = HashSet::new();
     for image in images {
@@ -179,10 +193,13 @@ async fn write(inner: &Arc<Inner>, images: &[Ready], writer: Writer) -> Written 
         for layer in &image.layout.layers {
             if written.insert(layer.digest.clone()) {
                 writer.begin(&path(&layer.digest), layer.size).await?;
-                if let Err(error) = self::layer(inner, image, layer, &writer).await? {
+                let moved = |bytes| teller.layer(number, LayerStage::Writing, bytes);
+                if let Err(error) = self::layer(inner, (image, layer), &writer, &moved).await? {
                     return Ok(Err(error));
                 }
                 writer.end(layer.size).await?;
+                teller.layer(number, LayerStage::Done, layer.size);
+                number += 1;
             }
         }
     }
@@ -197,7 +214,12 @@ fn path(digest: &Digest) -> String {
 }
 
 /// The bytes of a layer, verified at its end.
-async fn layer(inner: &Arc<Inner>, image: &Ready, layer: &Blob, writer: &Writer) -> Written {
+async fn layer(
+    inner: &Arc<Inner>,
+    (image, layer): (&Ready, &Blob),
+    writer: &Writer,
+    moved: &(dyn Fn(u64) + Sync),
+) -> Written {
     let (pieces, mut arriving) = mpsc::channel::<Piece>(PIECES);
     let kept = inner.store.blobs.get(&layer.digest);
     let name = &image.name;
@@ -210,7 +232,14 @@ async fn layer(inner: &Arc<Inner>, image: &Ready, layer: &Blob, writer: &Writer)
                     .map_err(ImageError::io(format!("read the kept blob {}", layer.digest)))
             }
             (None, Some(session)) => {
-                let wish = Wish { digest: &layer.digest, size: layer.size, from: 0 };
+                let sources = session.sources();
+                let wish = Wish {
+                    digest: &layer.digest,
+                    size: layer.size,
+                    from: 0,
+                    sources: &sources,
+                    patient: true,
+                };
                 let supplied = session.download(&wish, &pieces, &|_| {}).await;
                 drop(pieces);
                 supplied.map(drop)
@@ -230,6 +259,7 @@ async fn layer(inner: &Arc<Inner>, image: &Ready, layer: &Blob, writer: &Writer)
             }
             hasher.update(&data);
             writer.send(data).await?;
+            moved(done);
         }
         arriving.close();
         Ok((done == layer.size).then(|| hasher.finish()))

@@ -51,7 +51,7 @@ pub(super) fn plan(staged: &mut Staged, platform: &Platform) -> Result<Plan, Ima
         if image.names.is_empty() {
             image.names = docker::names(staged, &image.id)?;
         }
-        plan.images.push(image);
+        plan.add(&origin, image)?;
     }
     Ok(plan)
 }
@@ -131,7 +131,7 @@ impl Reading<'_> {
     ) -> Result<Option<Planned>, ImageError> {
         let config = self.blob(label, &layout.config.digest, Some(layout.config.size))?;
         let raw = self.staged.read(&config, "the image configuration", MAX_CONFIG)?;
-        let (config, configuration) = docker::configuration(self.origin, label, raw)?;
+        let configuration = docker::configuration(self.origin, label, raw)?;
         let (os, arch) = (configuration.parsed.os(), configuration.parsed.architecture());
         if !self.platform.runs(os, arch, configuration.parsed.variant().as_deref()) {
             self.skipped.push(format!("{label}: made for {os}/{arch}, this machine is {}", self.platform));
@@ -153,7 +153,7 @@ impl Reading<'_> {
             documents,
             size,
             config,
-            configuration,
+            stack: configuration.into(),
             layers,
         }))
     }

@@ -21,12 +21,15 @@ mod writer;
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 pub(crate) use export::export;
-pub(crate) use import::import;
+pub(crate) use import::{Made, import, make};
 pub use writer::pack_directory;
 
 use crate::{
     error::{ErrorKind, ImageError},
+    pull::Progress,
     reference::Reference,
     store::Image,
 };
@@ -38,6 +41,8 @@ pub struct ImportOptions {
     pub origin: String,
     /// The tag to be given in place of the names in the archive, which must hold one image.
     pub tag: Option<Reference>,
+    /// Who is told how far it is.
+    pub progress: Option<watch::Sender<Progress>>,
 }
 
 /// What an import brought.
@@ -47,6 +52,21 @@ pub struct Imported {
     pub images: Vec<Arc<Image>>,
     /// What was left out, and why: images and platforms that do not run here.
     pub skipped: Vec<String>,
+}
+
+/// Takes an archive apart and answers what images it holds: their ids, and their names.
+#[cfg(fuzzing)]
+pub(crate) fn look(
+    archive: Vec<u8>,
+    staging: crate::store::blobs::Staging,
+    limits: &crate::unpack::Limits,
+    platform: &crate::Platform,
+) -> Result<Vec<(String, Vec<Reference>)>, ImageError> {
+    let want = crate::unpack::Want::default();
+    let input = Box::new(std::io::Cursor::new(archive));
+    let mut staged = stage::stage(input, "fuzz", staging, limits, &want.watched())?;
+    let plan = plan::plan(&mut staged, platform)?;
+    Ok(plan.images.into_iter().map(|image| (image.id.to_string(), image.names)).collect())
 }
 
 /// An error about an archive.

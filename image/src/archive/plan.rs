@@ -6,7 +6,7 @@ use super::{
     stage::{File, Staged},
 };
 use crate::{
-    digest::Digest,
+    digest::{ChainId, Digest},
     error::{ErrorKind, ImageError},
     manifest::Configuration,
     platform::Platform,
@@ -15,12 +15,15 @@ use crate::{
 
 /// Most images of an archive.
 pub(super) const MAX_IMAGES: usize = 1000;
+/// Most layers of all of them together, those they share counted for each.
+const MAX_LAYERS: usize = 50_000;
 
 /// What is to be done with an archive.
 #[derive(Default)]
 pub(super) struct Plan {
     pub(super) images: Vec<Planned>,
     pub(super) skipped: Vec<String>,
+    layers: usize,
 }
 
 /// An image of an archive.
@@ -34,10 +37,24 @@ pub(super) struct Planned {
     /// Index and manifest.
     pub(super) documents: Vec<File>,
     pub(super) size: u64,
-    pub(super) config: String,
-    pub(super) configuration: Configuration,
+    /// The configuration; its content is read again when the image is recorded, so that those of a thousand images
+    /// are not held at once.
+    pub(super) config: File,
+    pub(super) stack: Stack,
     /// The lowest first.
     pub(super) layers: Vec<File>,
+}
+
+/// What the configuration says of the layers, the lowest first.
+pub(super) struct Stack {
+    pub(super) diff_ids: Vec<Digest>,
+    pub(super) chain: Vec<ChainId>,
+}
+
+impl From<Configuration> for Stack {
+    fn from(Configuration { diff_ids, chain, .. }: Configuration) -> Self {
+        Self { diff_ids, chain }
+    }
 }
 
 /// Reads what the archive says it holds: an image layout, also where it is a `docker save` archive as well.
@@ -59,6 +76,19 @@ pub(super) fn plan(staged: &mut Staged, platform: &Platform) -> Result<Plan, Ima
         return Err(super::refuse(staged.origin(), ErrorKind::FailedPrecondition, reason));
     }
     Ok(plan)
+}
+
+impl Plan {
+    /// Adds an image, within bounds.
+    pub(super) fn add(&mut self, origin: &str, image: Planned) -> Result<(), ImageError> {
+        self.layers += image.layers.len();
+        if self.layers > MAX_LAYERS {
+            let reason = format!("its images have more than {MAX_LAYERS} layers in all; split it");
+            return Err(super::refuse(origin, ErrorKind::ResourceExhausted, reason));
+        }
+        self.images.push(image);
+        Ok(())
+    }
 }
 
 impl Plan {

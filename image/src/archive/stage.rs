@@ -21,7 +21,7 @@ use crate::{
     digest::{Digest, Hasher},
     error::{ErrorKind, ImageError},
     store::blobs::Staging,
-    unpack::{Limits, Wanted},
+    unpack::{self, Limits, Wanted},
 };
 
 /// Most entries of an archive.
@@ -318,6 +318,10 @@ fn decompressed(input: Box<dyn Read>) -> io::Result<Box<dyn Read>> {
     let mut start = Vec::new();
     let mut input = input;
     Read::by_ref(&mut input).take(4).read_to_end(&mut start)?;
+    if let Some(name) = <[u8; 4]>::try_from(&start[..]).ok().and_then(unpack::not_understood) {
+        let reason = format!("it is compressed as {name}; plain tar, gzip and zstd are understood");
+        return Err(io::Error::other(reason));
+    }
     let rest = BufReader::with_capacity(BUFFER, input);
     let input: Box<dyn BufRead> = Box::new(BufReader::new(io::Cursor::new(start.clone()).chain(rest)));
     Ok(match start[..] {

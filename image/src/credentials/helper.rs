@@ -1,13 +1,15 @@
 //! Credential helpers: programs `docker-credential-NAME` that keep secrets (docker-credential-helpers).
 //!
 //! Invariant: a helper runs in a process group of its own, which is killed when its time is over, when it
-//! writes too much, and when nobody waits for it any more. Of its output nothing but credentials is used: not
+//! writes too much, and when nobody waits for it any more; one that outlives its daemon is ended by the next one
+//! (`leftover`). Of its output nothing but credentials is used: not
 //! even an error is passed on, for it may hold secrets.
 
 use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,7 +20,10 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::Credentials;
+use super::{
+    Credentials,
+    leftover::{self, Mark, Marks},
+};
 
 /// How long a helper may take.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -30,11 +35,17 @@ const NOT_FOUND: &str = "credentials not found";
 const TOKEN: &str = "<token>";
 
 /// Asks the helper `name` for the credentials for `server`.
-pub(super) async fn get(dirs: &[PathBuf], name: &str, server: &str) -> Result<Option<Credentials>, String> {
-    get_within(dirs, name, server, LIMIT).await
+pub(super) async fn get(
+    marks: &Arc<Marks>,
+    dirs: &[PathBuf],
+    name: &str,
+    server: &str,
+) -> Result<Option<Credentials>, String> {
+    get_within(marks, dirs, name, server, LIMIT).await
 }
 
 pub(super) async fn get_within(
+    marks: &Arc<Marks>,
     dirs: &[PathBuf],
     name: &str,
     server: &str,
@@ -50,10 +61,14 @@ pub(super) async fn get_within(
     }
     command.env("HOME", std::env::var_os("HOME").unwrap_or_else(|| "/root".into()));
     // A process has the priority of the thread that makes it, and the workers' is raised.
-    let started = tokio::task::spawn_blocking(move || command.spawn()).await;
-    let child = started.map_err(|_| "the pull was given up".to_owned())?;
-    let mut running =
-        Running { child: child.map_err(|error| format!("{shown} cannot be started: {error}"))? };
+    let marks = Arc::clone(marks);
+    let start = move || {
+        let mark = marks.mark();
+        command.env(leftover::VARIABLE, mark.path());
+        command.spawn().map(|child| Running { child, _mark: mark })
+    };
+    let started = tokio::task::spawn_blocking(start).await.map_err(|_| "the pull was given up".to_owned())?;
+    let mut running = started.map_err(|error| format!("{shown} cannot be started: {error}"))?;
     let talk = tokio::time::timeout(limit, running.talk(server)).await;
     let (success, answer) = talk
         .map_err(|_| format!("{shown} does not answer within {} s; run it by hand", limit.as_secs()))?
@@ -108,6 +123,7 @@ pub(crate) fn read_answer(bytes: &[u8]) -> Option<Option<Credentials>> {
 /// A helper at work.
 struct Running {
     child: Child,
+    _mark: Mark,
 }
 
 impl Running {

@@ -9,6 +9,7 @@
 mod config_file;
 mod helper;
 mod key;
+mod leftover;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +17,7 @@ use std::{
     collections::HashSet,
     fmt,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use base64::{
@@ -25,7 +26,7 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 
-pub(crate) use self::key::Key;
+pub(crate) use self::{key::Key, leftover::Marks};
 use crate::small_file;
 
 #[cfg(fuzzing)]
@@ -135,6 +136,7 @@ pub struct CredentialSources {
 /// Looks credentials up.
 pub(crate) struct Finder {
     sources: CredentialSources,
+    marks: Arc<Marks>,
     /// Files whose permissions were complained of.
     told: Mutex<HashSet<PathBuf>>,
 }
@@ -148,8 +150,8 @@ pub(crate) struct Found {
 }
 
 impl Finder {
-    pub(crate) fn new(sources: CredentialSources) -> Self {
-        Self { sources, told: Mutex::default() }
+    pub(crate) fn new(sources: CredentialSources, marks: Marks) -> Self {
+        Self { sources, marks: Arc::new(marks), told: Mutex::default() }
     }
 
     /// This machine's credentials for a repository of a registry. What cannot be used is told in the log, and
@@ -181,7 +183,7 @@ impl Finder {
     ) -> Result<Option<Credentials>, String> {
         let Some(file) = self.read(path)? else { return Ok(None) };
         if let Some((name, server)) = file.helper(registry, repository) {
-            let asked = helper::get(&self.sources.helper_dirs, &name, &server).await;
+            let asked = helper::get(&self.marks, &self.sources.helper_dirs, &name, &server).await;
             if let Some(credentials) = asked? {
                 return Ok(Some(credentials));
             }

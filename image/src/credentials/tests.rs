@@ -30,7 +30,8 @@ fn finder(files: &[&str], helpers: &[(&str, &str)]) -> (tempfile::TempDir, Finde
         let path = dir.path().join(format!("docker-credential-{name}"));
         write(&path, 0o700, &format!("#!/bin/sh\n{script}\n"));
     }
-    (dir, Finder::new(sources))
+    let marks = Marks::open(dir.path());
+    (dir, Finder::new(sources, marks))
 }
 
 #[test]
@@ -165,7 +166,7 @@ async fn helpers_are_asked_with_the_server_and_a_bare_environment() {
         ("other.io", "store other.io"),
     ] {
         let found = finder.find(registry, "x").await;
-        assert_eq!(found.credentials, basic(username, "HOME PATH "), "{:?}", found.troubles);
+        assert_eq!(found.credentials, basic(username, "HOME PATH PODHOLD_HELPER "), "{:?}", found.troubles);
     }
     assert_eq!(
         finder.find("t.io", "x").await.credentials,
@@ -190,7 +191,7 @@ async fn helpers_that_misbehave_are_named_and_their_output_is_not() {
         ("endless", "more than 64 KiB"),
         ("list", "Username"),
     ] {
-        let told = helper::get(&dirs, name, "quay.io").await.unwrap_err();
+        let told = helper::get(&marks(&dir), &dirs, name, "quay.io").await.unwrap_err();
         assert!(told.contains(part) && told.contains(name) && !told.contains("hush"), "{told}");
     }
 }
@@ -200,15 +201,24 @@ async fn a_helper_that_hangs_is_killed_with_its_children() {
     let (dir, _) = finder(&[], &[("hangs", "sleep 1000 & echo $! > \"${0%/*}/pid\"; wait")]);
     let dirs = [dir.path().to_owned(), "/usr/bin".into(), "/bin".into()];
     let begun = Instant::now();
-    let told = helper::get_within(&dirs, "hangs", "quay.io", Duration::from_secs(1)).await.unwrap_err();
+    let told = helper::get_within(&marks(&dir), &dirs, "hangs", "quay.io", Duration::from_secs(1))
+        .await
+        .unwrap_err();
     assert!(told.contains("does not answer within 1 s"), "{told}");
     assert!(begun.elapsed() < Duration::from_secs(60));
+    ended(&dir).await;
+}
+
+fn marks(dir: &tempfile::TempDir) -> Arc<Marks> {
+    Arc::new(Marks::open(dir.path()))
+}
+
+/// Waits for the end of the process whose id a helper wrote down.
+async fn ended(dir: &tempfile::TempDir) {
     let pid: i32 = std::fs::read_to_string(dir.path().join("pid")).unwrap().trim().parse().unwrap();
-    let pid = Pid::from_raw(pid).unwrap();
     // Killed, it is there until somebody has reaped it.
     for _ in 0..500 {
-        let stat =
-            std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         if stat.is_empty() || stat.contains(") Z ") {
             return;
         }
@@ -217,4 +227,34 @@ async fn a_helper_that_hangs_is_killed_with_its_children() {
     panic!("the helper's child is still there");
 }
 
-use rustix::process::Pid;
+/// The directory in which a process that is to be killed asks a helper.
+const DIES: &str = "PODHOLD_TEST_DIES_ASKING";
+
+#[tokio::test]
+async fn a_helper_whose_daemon_was_killed_is_ended_by_the_next() {
+    if let Some(dir) = std::env::var_os(DIES) {
+        let dirs = [dir.clone().into(), "/usr/bin".into(), "/bin".into()];
+        let marks = Arc::new(Marks::open(Path::new(&dir)));
+        let _never = helper::get_within(&marks, &dirs, "hangs", "quay.io", Duration::from_secs(600)).await;
+        return;
+    }
+    let hangs = "sleep 1000 & echo $! > \"${0%/*}/new\"; mv \"${0%/*}/new\" \"${0%/*}/pid\"; wait";
+    let (dir, _) = finder(&[], &[("hangs", hangs)]);
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    again.args(["credentials::tests::a_helper_whose_daemon_was_killed_is_ended_by_the_next", "--exact"]);
+    let mut daemon = again.env(DIES, dir.path()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    while !dir.path().join("pid").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the helper is not asked");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    assert_eq!(std::fs::read_dir(dir.path().join("helpers")).unwrap().count(), 1, "its mark is left");
+    drop(marks(&dir));
+    ended(&dir).await;
+    while std::fs::read_dir(dir.path().join("helpers")).unwrap().count() > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "its mark stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -24,7 +24,7 @@ use crate::{
     digest::{ChainId, Digest},
     error::{ImageError, UnpackError},
     manifest::Blob,
-    registry::{Session, Wish},
+    registry::{Came, Session, Source, Wish},
     store::layers::{Ingest, LayerRecord, Layers},
     unpack::{self, Arriving, Budget, Expected, KeepNothing, Kept, Limits, Piece, Unpacked, Want, Wanted},
 };
@@ -134,27 +134,18 @@ struct Making {
 /// How one attempt at a layer ended.
 enum Attempt {
     Unpacked(Ingest, Unpacked),
-    /// The content is wrong, and not all of it came in one answer of the registry.
-    PiecedTogetherWrong(ImageError),
+    /// The content is wrong: what all came from this host, or what was pieced together.
+    Wrong(Option<Source>, Arc<UnpackError>),
 }
 
 impl Making {
     async fn run(&self, parent: Option<Arc<LayerTask>>) -> Result<(), ImageError> {
         let Self { inner, job, .. } = self;
         let permit = inner.underway.permits.acquire().await.map_err(|_| self.cancelled())?;
-        let (ingest, unpacked) = match self.attempt(true).await? {
+        let sources = self.session.sources();
+        let (ingest, unpacked) = match self.attempt(true, &sources, true).await? {
             Attempt::Unpacked(ingest, unpacked) => (ingest, unpacked),
-            Attempt::PiecedTogetherWrong(error) => {
-                tracing::warn!(
-                    image = %self.session.reference, layer = %job.blob.digest, %error,
-                    "layer was pieced together and is wrong; it is fetched anew"
-                );
-                add(&inner.counters.refetched, 1);
-                match self.attempt(false).await? {
-                    Attempt::Unpacked(ingest, unpacked) => (ingest, unpacked),
-                    Attempt::PiecedTogetherWrong(error) => return Err(error),
-                }
-            }
+            Attempt::Wrong(from, error) => self.ask_each_alone(sources, from, error).await?,
         };
         drop(permit);
         // Layers are sealed side by side, so that one sync serves many; one that must look into the layers below
@@ -178,12 +169,52 @@ impl Making {
         Ok(())
     }
 
+    /// Fetches a layer anew whose content was wrong: from one host after another, each time all of it, so that what
+    /// one gives does not spoil what another gives. `wrong`: the host that gave all of what was wrong.
+    async fn ask_each_alone(
+        &self,
+        sources: Vec<Source>,
+        wrong: Option<Source>,
+        error: Arc<UnpackError>,
+    ) -> Result<(Ingest, Unpacked), ImageError> {
+        let (reference, layer) = (&self.session.reference, &self.job.blob.digest);
+        let (mut kind, mut reasons) = (error.kind(), Vec::new());
+        let from = wrong.as_ref().map_or_else(|| "pieces".to_owned(), Source::address);
+        tracing::warn!(image = %reference, %layer, %from, %error, "layer is wrong; it is asked for elsewhere or anew");
+        if let Some(wrong) = &wrong {
+            reasons.push(format!("{}: {error}", wrong.address()));
+        }
+        let address = wrong.as_ref().map(Source::address);
+        let others: Vec<Source> =
+            sources.into_iter().filter(|source| Some(source.address()) != address).collect();
+        for (index, source) in others.iter().enumerate() {
+            add(&self.inner.counters.refetched, 1);
+            let is_last = index + 1 == others.len();
+            let reason = match self.attempt(false, std::slice::from_ref(source), is_last).await {
+                Ok(Attempt::Unpacked(ingest, unpacked)) => return Ok((ingest, unpacked)),
+                Ok(Attempt::Wrong(_, error)) => {
+                    kind = error.kind();
+                    error.to_string()
+                }
+                Err(ImageError::Registry { kind: class, reason, .. }) => {
+                    kind = class;
+                    reason
+                }
+                Err(other) => return Err(other),
+            };
+            tracing::warn!(image = %reference, %layer, from = %source.address(), %reason, "layer not to be had there");
+            reasons.push(format!("{}: {reason}", source.address()));
+        }
+        let (reference, reasons) = (reference.to_string(), reasons.join("; "));
+        Err(ImageError::LayerNowhere { reference, layer: layer.clone(), reasons, kind })
+    }
+
     fn cancelled(&self) -> ImageError {
         ImageError::Cancelled(self.session.reference.to_string())
     }
 
     /// Fetches and unpacks the layer. `resume`: what an earlier pull kept may be used.
-    async fn attempt(&self, resume: bool) -> Result<Attempt, ImageError> {
+    async fn attempt(&self, resume: bool, sources: &[Source], patient: bool) -> Result<Attempt, ImageError> {
         let Self { inner, session, job, state } = self;
         let (digest, size) = (job.blob.digest.clone(), job.blob.size);
         let partials = Arc::clone(&inner.underway.partials);
@@ -215,7 +246,7 @@ impl Making {
                 state.received = received;
             });
         };
-        let wish = Wish { digest: &job.blob.digest, size: job.blob.size, from };
+        let wish = Wish { digest: &job.blob.digest, size: job.blob.size, from, sources, patient };
         let downloaded = session.download(&wish, &pieces, &moved).await;
         drop(pieces);
         state.send_modify(|state| state.stage = LayerStage::Unpacking);
@@ -225,12 +256,14 @@ impl Making {
         match (downloaded, unpacked) {
             (Err(error), _) => Err(error),
             (Ok(_), Ok((ingest, unpacked))) => Ok(Attempt::Unpacked(ingest, unpacked)),
-            (Ok(answers), Err(error)) => {
-                let pieced = from > 0 || answers > 1;
-                let wrong =
-                    matches!(&error, ImageError::Layer { source, .. } if !says_nothing_of_the_blob(source));
-                if resume && pieced && wrong { Ok(Attempt::PiecedTogetherWrong(error)) } else { Err(error) }
+            (Ok(came), Err(ImageError::Layer { source, .. })) if !says_nothing_of_the_blob(&source) => {
+                let whole = match came {
+                    Came::WholeFrom(source) => Some(source).filter(|_| from == 0),
+                    Came::InPieces => None,
+                };
+                Ok(Attempt::Wrong(whole, source))
             }
+            (Ok(_), Err(error)) => Err(error),
         }
     }
 

@@ -23,6 +23,7 @@ pub(crate) use self::{
     activity::{Counters, add},
     layer::Underway,
     partial::Partials,
+    progress::Teller,
 };
 use self::{
     layer::{LayerJob, LayerTask, join_or_start},

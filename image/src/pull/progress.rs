@@ -1,4 +1,5 @@
-//! How far a pull is: for whoever asked for it, and in the log when it takes long. No I/O.
+//! How far a pull, an import, an export or a verification is: for whoever asked for it, and in the log when a pull takes
+//! long. No I/O.
 
 use std::{
     sync::Arc,
@@ -28,6 +29,9 @@ pub struct Progress {
     pub bytes_done: u64,
     /// Each layer, the lowest first.
     pub each: Vec<LayerProgress>,
+    /// Bytes of an archive that have been taken in, and how many there are, 0 when that is not known. Set by who reads
+    /// the archive.
+    pub archive: Option<(u64, u64)>,
 }
 
 /// How far a layer is.
@@ -59,6 +63,10 @@ pub enum LayerStage {
     Done,
     /// It was complete before this pull.
     AlreadyHere,
+    /// Its files are read, to be compared.
+    Reading,
+    /// Its blob is written into an archive.
+    Writing,
 }
 
 /// A layer as a pull follows it.
@@ -94,6 +102,47 @@ fn of_all(layers: &[Followed]) -> Progress {
         bytes: fetched().map(|layer| layer.size).fold(0, u64::saturating_add),
         bytes_done: fetched().map(|layer| layer.received).fold(0, u64::saturating_add),
         each,
+        archive: None,
+    }
+}
+
+/// Tells how far work on layers is that is no pull.
+pub(crate) struct Teller(Option<watch::Sender<Progress>>);
+
+impl Teller {
+    /// Begins with these layers, each with the digest and the size of its blob.
+    pub(crate) fn begin(
+        told: Option<watch::Sender<Progress>>,
+        layers: impl IntoIterator<Item = (Digest, u64)>,
+    ) -> Self {
+        if let Some(told) = &told {
+            let waiting = |(digest, size)| LayerProgress {
+                digest: Arc::new(digest),
+                size,
+                received: 0,
+                resumed: 0,
+                stage: LayerStage::Waiting,
+            };
+            let each: Vec<LayerProgress> = layers.into_iter().map(waiting).collect();
+            let bytes = each.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
+            told.send_replace(Progress { layers: each.len(), bytes, each, ..Progress::default() });
+        }
+        Self(told)
+    }
+
+    /// What is being done with a layer now, and how many bytes of it are done.
+    pub(crate) fn layer(&self, index: usize, stage: LayerStage, received: u64) {
+        let Some(told) = &self.0 else { return };
+        told.send_modify(|now| {
+            let Some(layer) = now.each.get_mut(index) else { return };
+            let done = |stage| matches!(stage, LayerStage::Done | LayerStage::AlreadyHere);
+            now.layers_done += usize::from(done(stage) && !done(layer.stage));
+            match stage {
+                LayerStage::AlreadyHere => now.bytes = now.bytes.saturating_sub(layer.size),
+                _ => now.bytes_done = now.bytes_done.saturating_add(received).saturating_sub(layer.received),
+            }
+            (layer.stage, layer.received) = (stage, received);
+        });
     }
 }
 

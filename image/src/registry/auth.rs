@@ -6,7 +6,11 @@
 //!
 //! Invariant: to a host on https, nothing is sent but by https.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use http_auth::ChallengeParser;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -19,6 +23,8 @@ use crate::{credentials::Credentials, hosts::Host};
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Largest answer of a token service, in bytes.
 const MAX_TOKEN: u64 = 1 << 20;
+/// Repositories whose tokens are remembered.
+const MAX_GRANTS: usize = 1000;
 
 /// Tells credentials apart without keeping them in a key.
 pub(super) type Fingerprint = [u8; 32];
@@ -43,13 +49,36 @@ pub(super) struct Auth {
     host: Host,
     transport: reqwest::Client,
     credentials: Option<Credentials>,
-    /// The `Authorization` value in use, by repository.
-    granted: tokio::sync::Mutex<HashMap<String, HeaderValue>>,
+    /// By repository: one that waits for the token service keeps no other waiting.
+    granted: Mutex<HashMap<String, Arc<Grant>>>,
+}
+
+/// What a host lets us do in one repository.
+#[derive(Default)]
+struct Grant {
+    state: Mutex<State>,
+    /// Held by whoever asks the token service; the others wait for what it answers.
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The `Authorization` value in use.
+    value: Option<HeaderValue>,
+    /// How often the token service gave no answer, and what was the matter the last time.
+    failures: u64,
+    failure: Option<NoAnswer>,
+}
+
+impl Grant {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no panics under this lock")
+    }
 }
 
 impl Auth {
     pub(super) fn new(host: &Host, transport: reqwest::Client, credentials: Option<Credentials>) -> Self {
-        Self { host: host.clone(), transport, credentials, granted: tokio::sync::Mutex::default() }
+        Self { host: host.clone(), transport, credentials, granted: Mutex::default() }
     }
 
     /// Whether the caller brought credentials.
@@ -58,35 +87,56 @@ impl Auth {
     }
 
     /// The `Authorization` value that worked last.
-    pub(super) async fn granted(&self, repository: &str) -> Option<HeaderValue> {
-        self.granted.lock().await.get(repository).cloned()
+    pub(super) fn granted(&self, repository: &str) -> Option<HeaderValue> {
+        self.grant(repository).state().value.clone()
+    }
+
+    fn grant(&self, repository: &str) -> Arc<Grant> {
+        let mut granted = self.granted.lock().expect("no panics under this lock");
+        if let Some(grant) = granted.get(repository) {
+            return Arc::clone(grant);
+        }
+        if granted.len() >= MAX_GRANTS {
+            granted.clear();
+        }
+        Arc::clone(granted.entry(repository.to_owned()).or_default())
     }
 
     /// Answers a 401. `refused` is the value that was sent and not accepted. `None`: there is no answer
-    /// to this challenge with these credentials.
+    /// to this challenge with these credentials. Callers that ask at the same time for the same repository get
+    /// the answer, or the failure, of the first of them.
     pub(super) async fn answer(
         &self,
         repository: &str,
         challenges: &[String],
         refused: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>, NoAnswer> {
-        let mut granted = self.granted.lock().await;
-        if let Some(newer) = granted.get(repository).filter(|value| Some(*value) != refused) {
-            return Ok(Some(newer.clone()));
+        let grant = self.grant(repository);
+        let failures = grant.state().failures;
+        let _turn = grant.asking.lock().await;
+        {
+            let state = grant.state();
+            if let Some(newer) = state.value.as_ref().filter(|value| Some(*value) != refused) {
+                return Ok(Some(newer.clone()));
+            }
+            if let Some(failure) = state.failure.as_ref().filter(|_| state.failures != failures) {
+                return Err(failure.clone());
+            }
         }
         let exchange = self.exchange(repository, challenges);
-        let value = tokio::time::timeout(TOKEN_TIMEOUT, exchange).await.map_err(|_| {
+        let exchanged = tokio::time::timeout(TOKEN_TIMEOUT, exchange).await.unwrap_or_else(|_| {
             let reason = format!("its token service did not answer within {} s", TOKEN_TIMEOUT.as_secs());
-            NoAnswer { reason, passing: true }
-        })??;
-        match value.filter(|value| Some(value) != refused) {
-            Some(value) => {
-                granted.insert(repository.to_owned(), value.clone());
-                Ok(Some(value))
+            Err(NoAnswer { reason, passing: true })
+        });
+        let mut state = grant.state();
+        match exchanged {
+            Ok(value) => {
+                state.value = value.filter(|value| Some(value) != refused);
+                Ok(state.value.clone())
             }
-            None => {
-                granted.remove(repository);
-                Ok(None)
+            Err(failure) => {
+                (state.failures, state.failure) = (state.failures + 1, Some(failure.clone()));
+                Err(failure)
             }
         }
     }
@@ -209,7 +259,7 @@ impl Auth {
 }
 
 /// Why a challenge could not be answered.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct NoAnswer {
     pub(super) reason: String,
     /// Whether it may go well when it is tried again.
@@ -292,6 +342,8 @@ fn sensitive(text: String) -> Result<HeaderValue, NoAnswer> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -370,6 +422,60 @@ mod tests {
             assert!(refused.reason.contains("not reached by https") && !refused.passing, "{refused:?}");
             assert!(was_asked.try_recv().is_err(), "the token service was asked");
         }
+    }
+
+    /// A token service that never answers for the repository `slow`, fails for `fails`, and counts how often it is asked.
+    async fn odd_service() -> (String, Arc<AtomicUsize>) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let realm = format!("Bearer realm=\"http://{}/token\"", listener.local_addr().unwrap());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                let mut request = [0; 4096];
+                let got = stream.read(&mut request).await.unwrap();
+                let request = String::from_utf8_lossy(&request[..got]).into_owned();
+                if request.contains("slow") {
+                    held.push(stream);
+                    continue;
+                }
+                let status = if request.contains("fails") { 500 } else { 200 };
+                let head = format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: 13\r\n\r\n");
+                stream.write_all(format!("{head}{{\"token\":\"t\"}}").as_bytes()).await.unwrap();
+            }
+        });
+        (realm, asked)
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_token_keeps_nobody_else_waiting_and_shares_what_comes() {
+        let (realm, asked) = odd_service().await;
+        let (auth, challenges) = (auth("http", None), [realm]);
+        let asked = || asked.load(Ordering::SeqCst);
+        assert!(auth.answer("known", &challenges, None).await.unwrap().is_some());
+        let slow = || auth.answer("slow", &challenges, None);
+        let others = async {
+            while asked() < 2 {
+                tokio::task::yield_now().await;
+            }
+            assert!(auth.granted("known").is_some());
+            assert!(auth.answer("other", &challenges, None).await.unwrap().is_some());
+            assert_eq!(asked(), 3, "of the two that want the same one asks");
+        };
+        tokio::select! {
+            biased;
+            both = async { tokio::join!(slow(), slow()) } => panic!("the others wait for it: {both:?}"),
+            () = others => {}
+        }
+        let (first, second) =
+            tokio::join!(auth.answer("fails", &challenges, None), auth.answer("fails", &challenges, None));
+        assert_eq!(asked(), 4, "one has asked for both");
+        assert!(
+            [first, second].iter().all(|failed| failed.as_ref().is_err_and(|it| it.reason.contains("500")))
+        );
     }
 
     #[tokio::test]

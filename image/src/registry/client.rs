@@ -110,7 +110,7 @@ impl HostClient {
         silence: Duration,
     ) -> Result<Response, Failure> {
         let repository = reference.repository();
-        let mut authorization = self.auth.granted(repository).await;
+        let mut authorization = self.auth.granted(repository);
         let mut answered = false;
         loop {
             let sending = self.follow(reference, ask, authorization.as_ref());
@@ -279,8 +279,12 @@ impl HostClient {
     }
 
     pub(super) fn error(&self, reference: &Reference, kind: ErrorKind, reason: String) -> ImageError {
-        let host = format!("{}://{}", self.host.scheme, self.host.authority);
-        ImageError::Registry { reference: reference.to_string(), host, reason, kind }
+        ImageError::Registry { reference: reference.to_string(), host: self.address(), reason, kind }
+    }
+
+    /// The host as messages name it.
+    pub(super) fn address(&self) -> String {
+        format!("{}://{}", self.host.scheme, self.host.authority)
     }
 }
 

@@ -4,15 +4,17 @@
 //! nor a trickle holds it for ever; time spent waiting for the reader does not count. What broke off goes
 //! on where it stopped (RFC 9110, Range), at the same host or the next. A host that answers with another range than
 //! the one asked for is asked for the whole, and what the reader has already is passed over.
+//!
+//! Does not hash: its reader finds out whether a blob is right, and says whom to ask next ([`Wish::sources`]).
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Buf;
 use reqwest::{Response, StatusCode, header::CONTENT_RANGE};
 use tokio::{sync::mpsc::Sender, time::Instant};
 
 use super::{
-    Retry, Session, add,
+    ATTEMPTS, ATTEMPTS_WITH_OTHERS, Retry, Session, add,
     client::{ANYTHING, Ask, Failure, HostClient, causes},
 };
 use crate::{
@@ -33,51 +35,85 @@ pub(crate) struct Wish<'a> {
     pub(crate) size: u64,
     /// The first byte wanted; its reader has those before it.
     pub(crate) from: u64,
+    /// Whom to ask, in order.
+    pub(crate) sources: &'a [Source],
+    /// Whether the last of them is asked for longer: nobody else can be.
+    pub(crate) patient: bool,
+}
+
+/// A host that can be asked for blobs.
+#[derive(Clone)]
+pub(crate) struct Source(Arc<HostClient>);
+
+impl Source {
+    /// Its address, for messages.
+    pub(crate) fn address(&self) -> String {
+        self.0.address()
+    }
+}
+
+/// How a blob came together.
+pub(crate) enum Came {
+    /// In one response, from one host, as far as it was wanted.
+    WholeFrom(Source),
+    /// In pieces.
+    InPieces,
 }
 
 impl Session {
+    /// The hosts that may be asked for content, in order.
+    pub(crate) fn sources(&self) -> Vec<Source> {
+        self.hosts(false).into_iter().map(|client| Source(Arc::clone(client))).collect()
+    }
+
     /// Sends the blob's bytes to `pieces`, then [`Piece::End`]. `moved` is told how many bytes the reader has so
-    /// far. Answers how many responses they came in. Returns early without error when the reader is gone: the
-    /// reader knows why.
+    /// far. Returns early without error when the reader is gone: the reader knows why.
     pub(crate) async fn download(
         &self,
         wish: &Wish<'_>,
         pieces: &Sender<Piece>,
         moved: &(dyn Fn(u64) + Sync),
-    ) -> Result<u32, ImageError> {
-        let Wish { digest, size, from } = *wish;
+    ) -> Result<Came, ImageError> {
+        let Wish { digest, size, from, sources, patient } = *wish;
         let (offset, stall) = (from, self.stall);
         let mut transfer =
             Transfer { digest, size, offset, pieces, moved, stall, without_range: false, answers: 0 };
         if from > 0 && from == size {
             let _ = pieces.send(Piece::End).await;
-            return Ok(0);
+            return Ok(Came::InPieces);
         }
-        let mut last = None;
+        let mut failed = Vec::new();
         let mut attempts = 0;
-        for client in self.hosts(false) {
-            let mut retry = Retry::default();
+        for (index, source) in sources.iter().enumerate() {
+            let spent =
+                if patient && index + 1 == sources.len() { 0 } else { ATTEMPTS - ATTEMPTS_WITH_OTHERS };
+            let mut retry = Retry { attempts: spent };
             transfer.without_range = false;
             loop {
                 let before = transfer.offset;
-                let failure = match transfer.attempt(self, client).await {
-                    Ok(()) => return Ok(transfer.answers),
+                let failure = match transfer.attempt(self, &source.0).await {
+                    Ok(()) if transfer.answers == 1 => return Ok(Came::WholeFrom(source.clone())),
+                    Ok(()) => return Ok(Came::InPieces),
                     Err(failure) => failure,
                 };
-                tracing::debug!(%digest, offset = transfer.offset, error = %failure.error, "download broke off");
-                last = Some(failure.error);
+                let error = failure.error;
+                tracing::debug!(%digest, offset = transfer.offset, %error, "download broke off");
                 attempts += 1;
-                let Some(after) = failure.retry.filter(|_| attempts < MAX_ATTEMPTS) else { break };
                 if transfer.offset - before >= MIN_WINDOW {
-                    retry = Retry::default();
+                    retry = Retry { attempts: spent };
                 }
-                if !retry.pause(after).await {
+                let again = match failure.retry.filter(|_| attempts < MAX_ATTEMPTS) {
+                    Some(after) => retry.pause(after).await,
+                    None => false,
+                };
+                if !again {
+                    failed.push(error);
                     break;
                 }
                 add(&self.counters.retries, 1);
             }
         }
-        Err(last.unwrap_or_else(|| self.no_host()))
+        Err(self.in_one(failed))
     }
 }
 

@@ -27,12 +27,12 @@ use std::{
 };
 
 use client::{Ask, Failure, HostClient};
-pub(crate) use download::Wish;
+pub(crate) use download::{Came, Source, Wish};
 
 pub(crate) use crate::credentials::Credentials;
 
 use crate::{
-    credentials::{CredentialSources, Finder, Found},
+    credentials::{Finder, Found},
     digest::Digest,
     error::{ErrorKind, ImageError},
     hosts::{self, Host},
@@ -67,14 +67,13 @@ pub(crate) struct Registry {
 impl Registry {
     pub(crate) fn new(
         hosts_dirs: Vec<PathBuf>,
-        credentials: CredentialSources,
+        credentials: Finder,
         stall: Duration,
         counters: Arc<Counters>,
     ) -> Self {
         // Fails when the process has chosen a provider already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (transports, clients) = (Mutex::default(), Mutex::default());
-        let credentials = Finder::new(credentials);
         Self { hosts_dirs, credentials, stall, counters, transports, clients }
     }
 
@@ -176,15 +175,10 @@ impl Session {
         let by_tag = digest.is_none();
         let (body, headers) = self.document(&ask, MAX_MANIFEST, digest, by_tag).await?;
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let digest = match (digest, header("docker-content-digest").map(Digest::parse)) {
+        let digest = match (digest, claimed(&headers)) {
             (Some(digest), _) => digest.clone(),
-            (None, Some(Ok(claimed))) if claimed.matches(&body) => claimed,
-            (None, Some(Ok(claimed))) => {
-                let reason =
-                    format!("the manifest's digest is {}, the registry says {claimed}", Digest::of(&body));
-                return Err(ImageError::image(&self.reference, ErrorKind::DataLoss, reason));
-            }
-            (None, _) => Digest::of(&body),
+            (None, Some(claimed)) => claimed,
+            (None, None) => Digest::of(&body),
         };
         let media_type = header("content-type").map(|t| t.split(';').next().unwrap_or(t).trim().to_owned());
         Ok(Document { digest, media_type, body })
@@ -286,10 +280,10 @@ impl Session {
         let (body, headers) = tokio::time::timeout(limit, whole)
             .await
             .unwrap_or_else(|_| Err(client.silent(&self.reference, &ask.path, limit)))?;
-        match digest {
-            Some(digest) if !digest.matches(&body) => {
+        match digest.cloned().or_else(|| claimed(&headers)) {
+            Some(promised) if !promised.matches(&body) => {
                 let reason = format!(
-                    "{} has the digest {}: the host or a proxy before it serves damaged or other content",
+                    "{} has the digest {}, not {promised}: the host or a proxy before it serves damaged or other content",
                     ask.path,
                     Digest::of(&body)
                 );
@@ -303,6 +297,11 @@ impl Session {
         let reason = "no host is configured that may be asked; look at 'capabilities' in its hosts.toml";
         ImageError::image(&self.reference, ErrorKind::FailedPrecondition, reason)
     }
+}
+
+/// The digest that a host says its manifest has.
+fn claimed(headers: &reqwest::header::HeaderMap) -> Option<Digest> {
+    Digest::parse(headers.get("docker-content-digest")?.to_str().ok()?).ok()
 }
 
 /// Bounded attempts with growing pauses.

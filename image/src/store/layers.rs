@@ -77,6 +77,16 @@ impl LayerRecord {
         &self.digest
     }
 
+    /// The size of that blob, in bytes.
+    pub(crate) fn blob_size(&self) -> u64 {
+        self.size
+    }
+
+    /// The digest of its archive.
+    pub(crate) fn diff_id(&self) -> &Digest {
+        &self.diff_id
+    }
+
     fn checked(self) -> Result<Self, String> {
         if self.version == 1 { Ok(self) } else { Err(record::another_version(self.version)) }
     }

@@ -35,6 +35,7 @@ pub(crate) use borrow::{Budget, borrow_files};
 pub(crate) use inherit::inherit_directories;
 use intake::Ending;
 pub(crate) use intake::{KeepNothing, Kept, Piece};
+pub(crate) use stream::not_understood;
 use tokio::sync::mpsc::Receiver;
 
 use crate::{digest::Digest, error::UnpackError, store::tree::Contents};

@@ -91,6 +91,17 @@ impl Read for Blob {
     }
 }
 
+/// What a blob or an archive is, by its first bytes, that cannot be read. No tar archive begins so.
+pub(crate) fn not_understood(start: [u8; 4]) -> Option<&'static str> {
+    Some(match start {
+        [0xfd, b'7', b'z', b'X'] => "xz",
+        [b'P', b'K', 3, 4] => "zip",
+        [0x04, 0x22, 0x4d, 0x18] => "lz4",
+        [b'7', b'z', 0xbc, 0xaf] => "7z",
+        _ => return None,
+    })
+}
+
 /// The blob, decompressed.
 enum Decoder {
     Plain(Box<Blob>),
@@ -100,7 +111,14 @@ enum Decoder {
 
 impl Decoder {
     fn new(mut blob: Blob) -> io::Result<Self> {
-        Ok(match blob.magic() {
+        let start = blob.magic();
+        if let Some(name) = not_understood(start) {
+            return Err(io::Error::other(format!(
+                "it is compressed as {name}, which is not understood; plain tar, gzip and zstd are: make the image \
+                 again with one of these"
+            )));
+        }
+        Ok(match start {
             [0x1f, 0x8b, ..] => Self::Gzip(Box::new(MultiGzDecoder::new(blob))),
             // A zstd frame, or a skippable frame before one.
             [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {

@@ -6,6 +6,7 @@ mod life;
 mod lines;
 mod older_shim;
 mod reached;
+mod successor;
 
 use std::time::Duration;
 

@@ -29,6 +29,8 @@ pub(crate) enum Damage {
     Fifo,
     Directory,
     Device,
+    /// Nothing is there any more.
+    Missing,
 }
 
 /// All ways in which a record can be damaged.
@@ -53,13 +55,14 @@ pub(crate) const OF_RECORDS: [Damage; 17] = [
 ];
 
 /// All ways in which a directory can be damaged.
-pub(crate) const OF_DIRECTORIES: [Damage; 6] = [
+pub(crate) const OF_DIRECTORIES: [Damage; 7] = [
     Damage::ForeignOwner,
     Damage::GroupWritable,
     Damage::WorldWritable,
     Damage::Symlink,
     Damage::Fifo,
     Damage::Device,
+    Damage::Missing,
 ];
 
 /// What was at a path before it was damaged.
@@ -169,6 +172,7 @@ fn apply(path: &Path, good: &Path, how: Damage) {
             fs::write(path.join("full"), "").unwrap();
         }
         Damage::Device => mknod(path, SFlag::S_IFCHR, Mode::S_IRWXU, makedev(1, 5)).unwrap(),
+        Damage::Missing => {}
     }
 }
 

@@ -9,8 +9,11 @@ use std::{
 use podhold_proto::images::{ExportRequest, ExportResponse};
 use tonic::Streaming;
 
-use super::client::{Client, said};
-use crate::cli::Failure;
+use super::{
+    client::{Client, said},
+    progress::Shown,
+};
+use crate::{cli::Failure, output::Unwritten};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -30,7 +33,7 @@ pub(super) async fn run(mut client: Client, arguments: &Arguments) -> Result<(),
             return Err(Failure("an archive is nothing for a terminal; give --output a file".to_owned()));
         }
         let pieces = begin(&mut client, arguments).await?;
-        return copy(pieces, &mut io::stdout()).await?.map_err(at);
+        return Ok(copy(pieces, &mut io::stdout()).await?.map_err(Unwritten)?);
     }
     if fs::metadata(output).is_ok_and(|there| !there.is_file()) {
         // A device or a FIFO is written to and never replaced.
@@ -68,10 +71,24 @@ async fn begin(client: &mut Client, arguments: &Arguments) -> Result<Streaming<E
 
 /// The outer error is the service's, the inner one that of `out`.
 async fn copy(
-    mut pieces: Streaming<ExportResponse>,
+    pieces: Streaming<ExportResponse>,
     out: &mut (dyn Write + Send),
 ) -> Result<io::Result<()>, Failure> {
+    let shown = Shown::begin();
+    let copied = copy_shown(pieces, out, &shown).await;
+    shown.end().await?;
+    copied
+}
+
+async fn copy_shown(
+    mut pieces: Streaming<ExportResponse>,
+    out: &mut (dyn Write + Send),
+    shown: &Shown,
+) -> Result<io::Result<()>, Failure> {
     while let Some(piece) = pieces.message().await.map_err(|status| said(&status))? {
+        if let Some(now) = piece.progress {
+            shown.tell(now);
+        }
         if let Err(error) = out.write_all(&piece.data) {
             return Ok(Err(error));
         }

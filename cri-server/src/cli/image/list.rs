@@ -4,7 +4,7 @@ use podhold_proto::images::{Image, ListRequest};
 use serde_json::{Value, json};
 
 use super::client::{Client, said};
-use crate::cli::Failure;
+use crate::{cli::Failure, output};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ListArguments {
@@ -33,17 +33,17 @@ pub(super) async fn list(mut client: Client, arguments: &ListArguments) -> Resul
     }
     if arguments.quiet {
         for image in images {
-            println!("{}", image.id);
+            output::line(format_args!("{}", image.id))?;
         }
         return Ok(());
     }
-    println!("{:<60} {:<20} {:>10}", "IMAGE", "ID", "SIZE");
+    output::line(format_args!("{:<60} {:<20} {:>10}", "IMAGE", "ID", "SIZE"))?;
     for image in images {
         let id: String = image.id.trim_start_matches("sha256:").chars().take(13).collect();
         let names = if image.tags.is_empty() { &image.digests } else { &image.tags };
         let size = format!("{:.1} MB", image.size as f64 / 1e6);
         for name in names.iter().map(String::as_str).chain(names.is_empty().then_some("<none>")) {
-            println!("{name:<60} {id:<20} {size:>10}");
+            output::line(format_args!("{name:<60} {id:<20} {size:>10}"))?;
         }
     }
     Ok(())
@@ -83,6 +83,6 @@ fn brief(image: &Image) -> Value {
 }
 
 fn print(value: &Value) -> Result<(), Failure> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    output::line(format_args!("{}", serde_json::to_string_pretty(value)?))?;
     Ok(())
 }

@@ -7,6 +7,7 @@ mod client;
 mod export;
 mod import;
 mod list;
+mod progress;
 mod prune;
 mod pull;
 mod remove;

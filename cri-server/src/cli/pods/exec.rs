@@ -21,7 +21,7 @@ use super::{
     Found, Where, name_of, said,
     terminal::{self, Raw},
 };
-use crate::{cli::Failure, standalone};
+use crate::{cli::Failure, output, standalone};
 
 /// Streams with half close (Kubernetes' remotecommand).
 const PROTOCOL: &str = "v5.channel.k8s.io";
@@ -58,7 +58,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let container = choose(&mut found, arguments).await?;
     let tty = arguments.tty && (io::IsTerminal::is_terminal(&io::stdin()) || !arguments.stdin);
     if arguments.tty && !tty {
-        eprintln!("podhold: standard input is no terminal, so the command gets none; leave -t out");
+        output::note(format_args!("standard input is no terminal, so the command gets none; leave -t out"));
     }
     let request = ExecRequest {
         container_id: container.id,

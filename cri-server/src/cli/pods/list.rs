@@ -6,7 +6,7 @@ use podhold_proto::cri::{Container, ContainerState, ContainerStatusRequest, PodS
 use serde_json::{Value, json};
 
 use super::{Source, Where, attempt, name_of, said, table};
-use crate::{cli::Failure, standalone::printable};
+use crate::{cli::Failure, output};
 
 /// List pods and their containers
 #[derive(Debug, clap::Args)]
@@ -34,12 +34,12 @@ pub(super) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         source.close().await;
     }
     if arguments.json {
-        println!("{:#}", Value::Array(lines.iter().map(brief).collect()));
+        output::line(format_args!("{:#}", Value::Array(lines.iter().map(brief).collect())))?;
         return Ok(ExitCode::SUCCESS);
     }
     let head = ["POD", "CONTAINER", "STATE", "RESTARTS", "AGE", "IMAGE", "ID"].map(str::to_owned).to_vec();
     let rows: Vec<Vec<String>> = [head].into_iter().chain(lines.iter().map(row)).collect();
-    print!("{}", printable(&table(&rows)));
+    output::this(format_args!("{}", table(&rows)))?;
     Ok(ExitCode::SUCCESS)
 }
 

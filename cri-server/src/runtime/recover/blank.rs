@@ -24,7 +24,7 @@ impl Runtime {
             let removed = match &damage.hides {
                 Hidden::Pod(id) => self.remove_damaged_pod(id.as_str()).await,
                 Hidden::Container(_, id) => self.remove_damaged_container(id.as_str()).await,
-                Hidden::Nothing => continue,
+                Hidden::Nothing | Hidden::Archive => continue,
             };
             let path = damage.path.display();
             match removed {

@@ -43,6 +43,8 @@ impl Runtime {
             let done = match damage.hides.clone() {
                 Hidden::Pod(id) => self.take_up_pod(id).await,
                 Hidden::Container(pod, id) => self.take_up_container(pod, id).await,
+                // Archives are looked at when a daemon starts.
+                Hidden::Archive => Ok(()),
                 Hidden::Nothing => {
                     let networks = networks.clone();
                     self.forget_healed(damage.clone(), networks).await
@@ -95,7 +97,11 @@ impl Runtime {
             // Nothing is found through a directory that cannot be used itself.
             let all = runtime.layout.pod_state(&owner).join("containers");
             let entered = all.symlink_metadata().is_err() || check_directory(all).is_ok();
-            if !entered || (!gone && runtime.load_container(&owner, &key).is_err()) {
+            let loads = || {
+                matches!(runtime.is_in_its_place(&owner, &key), Ok(true))
+                    && runtime.load_container(&owner, &key).is_ok()
+            };
+            if !entered || (!gone && !loads()) {
                 return Ok(false);
             }
             runtime.forget_damage_of_container(&key);

@@ -111,35 +111,43 @@ impl Runtime {
 
     fn load_containers(&self, pod: &PodId) {
         let directory = self.layout.pod_state(pod).join("containers");
-        if directory.symlink_metadata().is_err() {
-            return;
-        }
-        let beneath = check_directory(directory.clone());
-        let mut hidden = false;
-        for id in container_names(&self.layout, pod) {
-            if let Err((path, reason)) = &beneath {
-                hidden = true;
-                self.report_damage(path.clone(), reason.clone(), Hidden::Container(pod.clone(), id));
-                continue;
-            }
-            if self.layout.container_state(pod, &id).symlink_metadata().is_err() {
-                continue;
-            }
-            if let Err((path, reason)) = self.load_container(pod, &id) {
-                self.report_damage(path, reason, Hidden::Container(pod.clone(), id));
+        let containers = container_names(&self.layout, pod);
+        for id in &containers {
+            let loaded = match self.is_in_its_place(pod, id) {
+                Ok(true) => self.load_container(pod, id),
+                Ok(false) => Ok(()),
+                Err(wrong) => Err(wrong),
+            };
+            if let Err((path, reason)) = loaded {
+                self.report_damage(path, reason, Hidden::Container(pod.clone(), id.clone()));
             }
         }
         // Told once for each container it hides, or for itself.
-        if let Err((path, reason)) = beneath
-            && !hidden
+        if containers.is_empty()
+            && directory.symlink_metadata().is_ok()
+            && let Err((path, reason)) = check_directory(directory)
         {
             self.report_damage(path, reason, Hidden::Nothing);
         }
     }
 
+    /// Whether there is a directory to load a container from. One that is missing while something of the container
+    /// is left in the run directory is damage, but for what an earlier boot left, which is swept.
+    pub(super) fn is_in_its_place(&self, pod: &PodId, id: &ContainerId) -> std::result::Result<bool, Wrong> {
+        let all = self.layout.pod_state(pod).join("containers");
+        let own = self.layout.container_state(pod, id);
+        for directory in [&all, &own] {
+            if directory.symlink_metadata().is_err() {
+                let reason = "it is missing, and something of the container is left".to_owned();
+                return if self.boot.rebooted { Ok(false) } else { Err((directory.clone(), reason)) };
+            }
+            check_directory(directory.clone())?;
+        }
+        Ok(true)
+    }
+
     pub(super) fn load_container(&self, pod: &PodId, id: &ContainerId) -> std::result::Result<(), Wrong> {
         let state = self.layout.container_state(pod, id);
-        check_directory(state.clone())?;
         let Some(owner) = self.store.pod(pod) else { return Ok(()) };
         let path = self.layout.container_record(pod, id);
         let record = match record::read::<ContainerRecord>(&path) {

@@ -1,6 +1,6 @@
 //! What belongs to nobody, since the daemon ended while it was made or its record was lost.
 
-use std::{collections::HashSet, path::Path, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
 use podhold_sandbox::{ContainerId, PodId};
 use tokio::task::JoinSet;
@@ -38,11 +38,8 @@ impl Runtime {
         let places = [self.layout.pods_state(), self.layout.pods_run()];
         let names = places.iter().flat_map(|place| names(place).unwrap_or_default());
         let pods: HashSet<PodId> = names.filter_map(|name| PodId::parse(&name).ok()).collect();
-        let containers_of = |pod: &PodId| match self.store.pod(pod) {
-            Some(_) => recorded(&self.layout.pod_state(pod).join("containers")),
-            // Of a damaged pod not even the directories may be where they were.
-            None => container_names(&self.layout, pod),
-        };
+        // Of a damaged pod not even the directories may be where they were.
+        let containers_of = |pod: &PodId| container_names(&self.layout, pod);
         let known: HashSet<ContainerId> = pods.iter().flat_map(containers_of).collect();
         let mut keys = self.images.snapshots().keys();
         keys.retain(|key| {
@@ -86,9 +83,4 @@ impl Runtime {
             error!(%error, "orphans not undone");
         }
     }
-}
-
-fn recorded(directory: &Path) -> Vec<ContainerId> {
-    let names = names(directory).unwrap_or_default();
-    names.iter().filter_map(|name| ContainerId::parse(name).ok()).collect()
 }

@@ -17,6 +17,7 @@ use std::{
 pub(crate) use self::{follow::follow, plain::Label};
 use self::{live::Live, plain::Colour};
 use super::life::{Outcome, Role};
+use crate::output::printable;
 
 /// Where everything of one run is shown.
 #[derive(Debug)]
@@ -182,10 +183,4 @@ fn kind(role: Role) -> &'static str {
 /// A moment as RFC 3339 has it.
 fn time(time: std::time::SystemTime) -> String {
     chrono::DateTime::<chrono::Utc>::from(time).to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
-}
-
-/// Text that may quote a stranger, as a terminal may have it.
-pub fn printable(text: &str) -> String {
-    let shown = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
-    text.chars().map(shown).collect()
 }
