@@ -102,7 +102,8 @@ async fn volumes_hold_what_the_manifest_says() {
         "app=\"web\"7",
         "p",
         "blue",
-        "1000 4242",
+        // With the group that the image has this user in.
+        "1000 2000 4242",
     ];
     prints(&rig, &pod(&[container("c", script, mounts)], volumes, DATA), &want).await;
     rig.finish().await;
