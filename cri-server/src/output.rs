@@ -32,7 +32,7 @@ pub(crate) fn note(text: fmt::Arguments<'_>) {
 }
 
 /// Text that may quote a stranger, as a terminal may have it.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let shown = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
     text.chars().map(shown).collect()
 }

@@ -2,6 +2,7 @@
 //!
 //! Knows the daemon by its command line and its socket only. Nothing here is part of the product.
 
+pub mod alone;
 pub mod bad_registry;
 pub mod cgroup;
 pub mod configs;

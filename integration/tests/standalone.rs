@@ -2,63 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs};
 
 use nix::sys::signal::Signal;
 use podhold_integration::{
-    daemon::configuration,
+    alone::{self, SOON, manifest, script, until_said, words},
     machine::Output,
-    programs, rig,
+    rig,
     rig::{BUSYBOX, REGISTRY, Rig},
 };
-use tokio::time::{Instant, interval};
-
-const SOON: Duration = Duration::from_secs(20);
-
-/// Directories and a cgroup of its own, beside the daemon's; registry and network are the daemon's.
-fn words(rig: &Rig, verb: &[&str], rest: &[&str]) -> Vec<String> {
-    let directory = rig.machine.directory();
-    let config = directory.join("alone.toml");
-    fs::write(&config, configuration(&rig.places, &format!("{}-alone", rig.cgroup))).unwrap();
-    let options = [
-        ("--config", config),
-        ("--run-dir", directory.join("alone/run")),
-        ("--state-dir", directory.join("alone/state")),
-    ];
-    let program = programs::built("podhold").display().to_string();
-    let options = options.into_iter().flat_map(|(name, path)| [name.to_owned(), path.display().to_string()]);
-    [program]
-        .into_iter()
-        .chain(verb.iter().map(|w| (*w).to_owned()))
-        .chain(options)
-        .chain(rest.iter().map(|w| (*w).to_owned()))
-        .collect()
-}
-
-/// A manifest in a file.
-fn manifest(rig: &Rig, spec: &serde_json::Value) -> PathBuf {
-    let pod = serde_json::json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "alone"}, "spec": spec,
-    });
-    let path = rig.machine.directory().join("pod.json");
-    fs::write(&path, pod.to_string()).unwrap();
-    path
-}
-
-/// A container of a manifest that runs a script.
-fn script(name: &str, script: &str) -> serde_json::Value {
-    serde_json::json!({"name": name, "image": BUSYBOX, "command": ["/bin/sh", "-c", script]})
-}
 
 async fn run(rig: &Rig, spec: &serde_json::Value) -> Output {
-    let path = manifest(rig, spec).display().to_string();
-    let limited = ["timeout".to_owned(), "60".to_owned()];
-    rig.machine.run(limited.into_iter().chain(words(rig, &["run"], &[&path]))).await.unwrap()
+    alone::run(rig, &[], spec).await
 }
 
 async fn image(rig: &Rig, rest: &[&str]) -> Output {
@@ -93,16 +48,6 @@ async fn an_app_container_that_fails_gives_the_exit_code_when_all_have_ended() {
     assert!(said.contains("went on"), "{said}");
     assert!(output.stderr.contains("fails") && output.stderr.contains('9'), "it says who failed: {said}");
     rig.finish().await;
-}
-
-async fn until_said(log: &Path, word: &str) {
-    let deadline = Instant::now() + SOON;
-    // A file that another process writes.
-    let mut ticks = interval(Duration::from_millis(20));
-    while !fs::read_to_string(log).unwrap_or_default().contains(word) {
-        ticks.tick().await;
-        assert!(Instant::now() < deadline, "no {word:?} in {:?}", fs::read_to_string(log));
-    }
 }
 
 #[tokio::test]
@@ -161,6 +106,7 @@ async fn a_field_it_does_not_know_is_refused_by_its_path_before_anything_is_done
     assert!(!matches!(output.code, 0 | 124), "{output:?}");
     assert!(output.stderr.contains("spec.containers[0].livenessProob"), "{output:?}");
     assert!(!output.stdout.contains("app ran"), "{output:?}");
+    assert_eq!(output.code, 2, "{output:?}");
     assert!(!rig.machine.directory().join("alone/state").exists(), "something was begun");
     rig.finish().await;
 }

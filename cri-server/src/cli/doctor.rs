@@ -1,10 +1,11 @@
 //! `podhold doctor`.
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
-use super::{Failure, Settings, printable};
+use super::{Failure, Settings};
 use crate::{
     doctor::{self, Finding, Verdict},
+    output,
     runtime::Runtime,
 };
 
@@ -41,8 +42,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     } else {
         findings.iter().map(line).collect()
     };
-    // To a full disk nothing can be said.
-    let _unsaid = std::io::stdout().lock().write_all(printable(&text).as_bytes());
+    output::this(format_args!("{text}"))?;
     Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -3,8 +3,10 @@
 mod bars;
 mod config;
 mod doctor;
+mod here;
 mod image;
 mod look_up;
+mod pods;
 mod run;
 mod serve;
 mod threads;
@@ -36,9 +38,20 @@ enum Command {
     Serve(serve::Arguments),
     /// Run the pod of a Kubernetes manifest here and now, with no daemon and no kubelet
     ///
+    /// Init containers, sidecars, probes, hooks, deadlines and restarts are as Kubernetes has them. So a pod
+    /// whose manifest has no restartPolicy is restarted for ever (Always is the default of Kubernetes): set it to
+    /// Never or OnFailure, or give --restart-policy, for a pod that is to end.
+    ///
     /// It has directories of its own, /run/podhold-run and /var/lib/podhold-run, whatever the
-    /// configuration says for the daemon; flags change them.
+    /// configuration says for the daemon; flags change them. While it runs, podhold ps, logs, exec and stop
+    /// find its pod. Interrupted once it stops the pod with grace; twice, at once.
+    #[command(after_help = run::EXIT_CODES)]
     Run(run::Arguments),
+    Ps(pods::List),
+    Logs(pods::Logs),
+    Exec(pods::Exec),
+    Stop(pods::Stop),
+    Rm(pods::Remove),
     /// Pull, list, import, export, check and remove images, of the daemon or, without one, of its directories
     Image(image::Arguments),
     /// Look at what of this host works, what is missing to pods, and how to mend it
@@ -90,6 +103,17 @@ impl Settings {
 #[derive(Debug)]
 struct Failure(String);
 
+impl Failure {
+    /// Says it; answers the exit code for it, which is `code` unless nobody reads.
+    fn tell(&self, code: u8) -> ExitCode {
+        if self.0.is_empty() {
+            return ExitCode::from(UNREAD);
+        }
+        output::note(format_args!("{}", self.0));
+        ExitCode::from(code)
+    }
+}
+
 impl From<Unwritten> for Failure {
     fn from(Unwritten(error): Unwritten) -> Self {
         match error.kind() {
@@ -108,13 +132,7 @@ impl<E: std::error::Error + 'static> From<E> for Failure {
 /// Runs what the arguments of this process say; the exit code of the process.
 pub fn main() -> ExitCode {
     let result = Cli::try_parse().map_or_else(not_a_command, |cli| carry_out(cli.command));
-    result.unwrap_or_else(|Failure(reason)| {
-        if reason.is_empty() {
-            return ExitCode::from(UNREAD);
-        }
-        output::note(format_args!("{reason}"));
-        ExitCode::FAILURE
-    })
+    result.unwrap_or_else(|failure| failure.tell(1))
 }
 
 /// Help or the version, which were asked for; or what is wrong with the arguments.
@@ -129,7 +147,12 @@ fn not_a_command(told: clap::Error) -> Result<ExitCode, Failure> {
 fn carry_out(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve(arguments) => serve::main(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Run(arguments) => run::main(&arguments),
+        Command::Run(arguments) => run::main(arguments),
+        Command::Ps(arguments) => pods::main(pods::Verb::List(arguments)),
+        Command::Logs(arguments) => pods::main(pods::Verb::Logs(arguments)),
+        Command::Exec(arguments) => pods::main(pods::Verb::Exec(arguments)),
+        Command::Stop(arguments) => pods::main(pods::Verb::Stop(arguments)),
+        Command::Rm(arguments) => pods::main(pods::Verb::Remove(arguments)),
         Command::Image(arguments) => image::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Doctor(arguments) => doctor::main(&arguments),
         Command::Config(arguments) => config::main(&arguments).map(|()| ExitCode::SUCCESS),

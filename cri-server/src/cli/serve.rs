@@ -1,14 +1,12 @@
 //! `podhold serve`.
 
 use std::{
-    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use tokio::{
-    net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
     sync::oneshot,
     time::timeout,
@@ -57,7 +55,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
         let listener = numbers::bind(address).await.map_err(Failure)?;
         tokio::spawn(numbers::serve(listener, Arc::clone(&runtime)));
     }
-    let socket = listen(&path)?;
+    let socket = grpc::listen(&path)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     runtime.preload();
@@ -82,13 +80,9 @@ async fn serve(config: Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A daemon that listens on the socket is never pushed aside. One that was killed does not: a program that it was just
-/// about to execute may still have its socket.
+/// A daemon that listens on the socket is never pushed aside.
 async fn refuse_second(path: &Path) -> Result<(), Failure> {
-    let Ok(stream) = UnixStream::connect(path).await else { return Ok(()) };
-    let listener = stream.peer_cred().ok().and_then(|peer| peer.pid());
-    // Without a number it is in another pid namespace; one that waits to be reaped has no program any more.
-    let lives = listener.is_none_or(|pid| pid <= 0 || std::fs::read_link(format!("/proc/{pid}/exe")).is_ok());
+    let lives = grpc::listener(path).await.is_some();
     if lives {
         let path = path.display();
         return Err(Failure(format!(
@@ -96,21 +90,4 @@ async fn refuse_second(path: &Path) -> Result<(), Failure> {
         )));
     }
     Ok(())
-}
-
-/// Binds the socket, which only root can use, over what a dead daemon left.
-fn listen(path: &Path) -> Result<UnixListener, Failure> {
-    let at = |error: std::io::Error| Failure(format!("socket {}: {error}", path.display()));
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).map_err(at)?;
-    }
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(path).map_err(at)?,
-        Ok(_) => return Err(Failure(format!("socket {}: is there and is not a socket", path.display()))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(at(error)),
-    }
-    let socket = UnixListener::bind(path).map_err(at)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(at)?;
-    Ok(socket)
 }

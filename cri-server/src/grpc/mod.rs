@@ -12,6 +12,7 @@ mod metrics;
 mod node;
 mod runtime_service;
 mod select;
+mod socket;
 mod streams;
 mod usage;
 mod verbs;
@@ -27,6 +28,7 @@ use podhold_proto::{
 use tokio::{io::DuplexStream, net::UnixListener};
 use tonic::{Status, transport::Server};
 
+pub use self::socket::{Listener, listen, listener};
 use self::{deadline::InTime, images::OwnImages};
 use crate::{descriptors, runtime::Runtime, streaming::Streaming};
 

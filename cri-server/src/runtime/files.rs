@@ -119,7 +119,8 @@ fn resolv_conf(record: &PodRecord) -> String {
     if text.is_empty() { host_resolv_conf(record.host_network()) } else { text }
 }
 
-fn host_resolv_conf(host_network: bool) -> String {
+/// The host's resolver configuration, as a pod can use it.
+pub(crate) fn host_resolv_conf(host_network: bool) -> String {
     let text = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
     let stub = text.lines().any(|line| line.split_whitespace().eq(["nameserver", "127.0.0.53"]));
     if stub && !host_network { fs::read_to_string(RESOLVED).unwrap_or(text) } else { text }

@@ -53,7 +53,6 @@ use podhold_sandbox::{
     network::{Networks, bridge::BridgeConfig, cni::CniConfig},
 };
 
-pub(crate) use self::recover::lost_cgroups;
 pub use self::{
     archives::Pruned,
     exec::ExecOutput,
@@ -63,6 +62,7 @@ pub use self::{
     room::Room,
     stats::{ContainerUsage, PodUsage},
 };
+pub(crate) use self::{files::host_resolv_conf, recover::lost_cgroups};
 use self::{flight::Flights, recover::Boot};
 use crate::{
     config::Config,

@@ -1,18 +1,23 @@
 //! Pods without a kubelet: a manifest becomes the same requests a kubelet would send, and the same verbs
 //! carry them out.
 
-mod convert;
-mod limits;
+mod host;
+mod life;
 pub(crate) mod log_text;
-mod logs;
 mod manifest;
+mod plan;
 mod quantity;
+mod request;
 mod run;
 mod supported;
+mod terminal;
 mod users;
-mod volumes;
+mod volume;
 
+pub(crate) use self::terminal::{Label, Screen, follow};
 pub use self::{
+    life::Policy,
     manifest::{Manifest, ManifestError},
-    run::run,
+    plan::{check, dry_run},
+    run::{FIRST, HOST, Options, PullWhen, RUN_BY, RunError, remove_directories, run},
 };

@@ -2,7 +2,7 @@
 
 use podhold_proto::cri::{IdMapping, NamespaceMode, NamespaceOption, UserNamespace};
 
-use super::convert::Requests;
+use super::request::Requests;
 
 /// How many ids a pod gets; what Kubernetes gives.
 const LENGTH: u32 = 1 << 16;

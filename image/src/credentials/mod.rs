@@ -96,6 +96,12 @@ impl Credentials {
         if auth.is_empty() { Ok(None) } else { Self::decode(auth).map(Some) }
     }
 
+    /// What a file in Docker's form (`config.json`) says about an image's registry; credential helpers that it
+    /// names are not asked.
+    pub fn of_docker(file: &[u8], image: &crate::Reference) -> Result<Option<Self>, String> {
+        config_file::ConfigFile::read(file)?.entry(image.registry(), image.repository())
+    }
+
     fn decode(auth: &str) -> Result<Self, &'static str> {
         const FORM: &str = "is not base64 of user:password";
         let plain: String = auth.split_ascii_whitespace().collect();

@@ -1,48 +1,31 @@
 //! Follows a container's log file and prints its lines with the container's name. Waits on inotify.
 
 use std::{
-    io::{IsTerminal, Read, Write},
+    io::Read,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use futures::StreamExt;
 use inotify::{Inotify, WatchMask};
 use tokio::sync::watch;
 
-use super::log_text::LogText;
+use super::{super::log_text::LogText, Label, Screen};
 
 /// How much of a log is read at once.
 const PIECE: usize = 64 << 10;
 
-/// Colours of the containers' names, in turn.
-const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
-
-/// How a container's lines are marked.
-#[derive(Debug, Clone)]
-pub(super) struct Label(String);
-
-impl Label {
-    /// The label of the container `name`, the `index`th of its pod, padded to `width`.
-    pub(super) fn new(name: &str, index: usize, width: usize) -> Self {
-        if std::io::stdout().is_terminal() {
-            let colour = COLOURS[index % COLOURS.len()];
-            Self(format!("\x1b[{colour}m{name:<width$}\x1b[0m | "))
-        } else {
-            Self(format!("{name:<width$} | "))
-        }
-    }
-}
-
 /// Prints what is and will be in the log at `path` until `ended` turns true and all of it was printed.
-pub(super) async fn follow(
+pub(crate) async fn follow(
     path: PathBuf,
     label: Label,
+    screen: Arc<Screen>,
     mut ended: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
     let inotify = Inotify::init()?;
     inotify.watches().add(path.parent().unwrap_or(Path::new("/")), WatchMask::MODIFY | WatchMask::CREATE)?;
     let mut changes = inotify.into_event_stream([0; 4096])?;
-    let mut tail = Tail { path, file: None, text: LogText::new(label.0) };
+    let mut tail = Tail { path, file: None, text: LogText::new(screen.label(&label)), screen };
     loop {
         let over = *ended.borrow_and_update();
         tail.print_new()?;
@@ -61,6 +44,7 @@ struct Tail {
     path: PathBuf,
     file: Option<std::fs::File>,
     text: LogText,
+    screen: Arc<Screen>,
 }
 
 impl Tail {
@@ -75,14 +59,13 @@ impl Tail {
         let Some(file) = &mut self.file else { return Ok(()) };
         let mut piece = vec![0; PIECE];
         let mut text = Vec::new();
-        let mut out = std::io::stdout().lock();
         loop {
             let count = file.read(&mut piece)?;
             if count == 0 {
-                return out.flush();
+                return Ok(());
             }
             self.text.take(&piece[..count], &mut text);
-            out.write_all(&text)?;
+            self.screen.output(&text)?;
             text.clear();
         }
     }
@@ -97,7 +80,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.log");
         let (tell, ended) = watch::channel(false);
-        let followed = tokio::spawn(follow(path.clone(), Label::new("c", 0, 1), ended));
+        let followed = tokio::spawn(follow(path.clone(), Label::new("c", 0, 1), Screen::plain(), ended));
         std::fs::write(&path, "2026-01-01T00:00:00Z stdout F hello\n").unwrap();
         tell.send(true).unwrap();
         followed.await.unwrap().unwrap();

@@ -1,0 +1,68 @@
+//! A runtime in this process that serves the CRI socket of its run directory, for as long as the command takes.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
+
+use super::Failure;
+use crate::{config::Config, grpc, runtime::Runtime, streaming::Streaming};
+
+/// Where pods run that no daemon holds.
+pub(super) const RUN_DIR: &str = "/run/podhold-run";
+/// Where their images and records are kept.
+pub(super) const STATE_DIR: &str = "/var/lib/podhold-run";
+/// How long calls that are under way may take once the command is over.
+const LEAVE: Duration = Duration::from_secs(3);
+
+/// Serves until [`close`](Self::close).
+pub(super) struct Here {
+    pub(super) runtime: Arc<Runtime>,
+    pub(super) socket: PathBuf,
+    streaming: Streaming,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+/// Opens the directories of `config` and serves them.
+pub(super) async fn open(mut config: Config) -> Result<Here, Failure> {
+    // A socket that the configuration names is the daemon's.
+    config.socket = PathBuf::new();
+    let socket = config.socket();
+    if let Some(listener) = grpc::listener(&socket).await {
+        let who = listener.pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+        let dir = config.run_dir.display();
+        return Err(Failure(format!(
+            "{dir}: another podhold run{who} uses this directory; wait for its end, end it with podhold stop, or \
+             give this one directories of its own with --run-dir and --state-dir"
+        )));
+    }
+    // The port of the configuration is the daemon's.
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let runtime = Runtime::open(config).await?;
+    let streaming = Streaming::bind(address, Arc::<Runtime>::clone(&runtime)).await?;
+    let listener = grpc::listen(&socket)?;
+    let (stop, stopped) = oneshot::channel();
+    let served = tokio::spawn(grpc::serve(Arc::clone(&runtime), streaming.clone(), listener, async move {
+        drop(stopped.await)
+    }));
+    Ok(Here { runtime, socket, streaming, stop, served })
+}
+
+impl Here {
+    /// Serves nobody any more. Pods that run are left alone.
+    pub(super) async fn close(self) {
+        drop(self.stop);
+        let (served, ()) = tokio::join!(timeout(LEAVE, self.served), self.streaming.close());
+        if let Ok(Ok(Err(error))) = served {
+            tracing::warn!(%error, "the CRI services in this process have ended early");
+        }
+        // The socket is ours as long as the directory is.
+        let _gone = std::fs::remove_file(&self.socket);
+        self.runtime.close().await;
+    }
+}

@@ -1,0 +1,313 @@
+//! Which documents a manifest may hold, and the one pod they make. Pure.
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
+        batch::v1::{CronJob, Job, JobSpec},
+        core::v1::{ConfigMap, Pod, PodTemplateSpec, ReplicationController, Secret},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde::Deserialize;
+
+use super::{
+    Problem,
+    data::{Data, Kind, Object, bad_key},
+    node::{Node, Value, join},
+    read, typed,
+};
+use crate::standalone::supported;
+
+/// The kinds that make a pod: version, kind, where the pod is in it.
+const PODS: [(&str, &str, &str); 8] = [
+    ("v1", "Pod", ""),
+    ("apps/v1", "Deployment", "spec.template"),
+    ("apps/v1", "DaemonSet", "spec.template"),
+    ("apps/v1", "StatefulSet", "spec.template"),
+    ("apps/v1", "ReplicaSet", "spec.template"),
+    ("v1", "ReplicationController", "spec.template"),
+    ("batch/v1", "Job", "spec.template"),
+    ("batch/v1", "CronJob", "spec.jobTemplate.spec.template"),
+];
+
+/// Kinds that are often beside a pod, and what to do without them.
+const WITHOUT: [(&str, &str); 9] = [
+    ("Service", "pods are reached by their address or by hostPort; leave it out"),
+    ("Ingress", "there is no cluster to route in; publish a hostPort and leave it out"),
+    (
+        "PersistentVolumeClaim",
+        "there is no storage to claim; use a hostPath or emptyDir volume and leave it out",
+    ),
+    ("PersistentVolume", "there is no storage to claim; use a hostPath or emptyDir volume and leave it out"),
+    ("Namespace", "names need no namespace here; leave it out"),
+    ("ServiceAccount", "there is no API server to have an account at; leave it out"),
+    ("NetworkPolicy", "policies of a cluster's network are not kept here; leave it out"),
+    ("HorizontalPodAutoscaler", "one pod is run; leave it out"),
+    ("PodDisruptionBudget", "one pod is run; leave it out"),
+];
+
+/// What was found.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) pod: Pod,
+    pub(super) data: Data,
+    pub(super) notes: Vec<String>,
+    pub(super) document: Node,
+    pub(super) within: String,
+}
+
+/// The pod of a text.
+pub(super) fn one_pod(text: &str) -> Result<Found, Vec<Problem>> {
+    let documents = read::documents(text).map_err(|fault| {
+        vec![Problem { file: None, at: Some(fault.at), field: String::new(), reason: fault.reason }]
+    })?;
+    let (mut problems, mut pods, mut data) = (Vec::new(), Vec::new(), Vec::new());
+    for document in documents.into_iter().flat_map(items) {
+        match sort(&document) {
+            Ok(Sort::Pod(within)) => pods.push((document, within)),
+            Ok(Sort::Data(kind)) => data.push((document, kind)),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if pods.is_empty() && problems.is_empty() {
+        let reason = "holds no pod; it must hold one Pod, or one workload with a template of it";
+        problems.push(Problem { file: None, at: None, field: String::new(), reason: reason.to_owned() });
+    }
+    if let Some((second, _)) = pods.get(1) {
+        let reason = format!(
+            "a second pod ({} {:?}); one is run at a time, so put each into a file of its own",
+            second.word("kind"),
+            second.get("metadata").map(|metadata| metadata.word("name")).unwrap_or_default()
+        );
+        problems.push(Problem { file: None, at: Some(second.at), field: String::new(), reason });
+    }
+    let Some((document, within)) = pods.into_iter().next().filter(|_| problems.is_empty()) else {
+        return Err(problems);
+    };
+    let mut notes = Vec::new();
+    let pod = pod(&document, within, &mut notes).map_err(|wrong| problems.extend(wrong)).ok();
+    let namespace = pod.as_ref().and_then(|pod| pod.metadata.namespace.clone());
+    let data = collect(&data, namespace.as_deref(), &mut problems);
+    match pod {
+        Some(pod) if problems.is_empty() => {
+            Ok(Found { pod, data, notes, document, within: within.to_owned() })
+        }
+        _ => Err(problems),
+    }
+}
+
+/// What a `List` holds; anything else is itself.
+fn items(document: Node) -> Vec<Node> {
+    if (document.word("apiVersion"), document.word("kind")) == ("v1", "List")
+        && let Some(Node { value: Value::List(items), .. }) = document.get("items")
+    {
+        return items.clone();
+    }
+    vec![document]
+}
+
+enum Sort {
+    /// With the path of the pod in it.
+    Pod(&'static str),
+    Data(Kind),
+}
+
+fn sort(document: &Node) -> Result<Sort, Problem> {
+    let refuse = |field: &str, reason: String| {
+        let at = Some(document.locate(field));
+        Err(Problem { file: None, at, field: field.to_owned(), reason })
+    };
+    if !matches!(document.value, Value::Map(_)) {
+        return refuse("", "is no map with apiVersion, kind, metadata and spec".to_owned());
+    }
+    let (version, kind) = (document.word("apiVersion"), document.word("kind"));
+    if version.is_empty() || kind.is_empty() {
+        let (field, example) = if kind.is_empty() { ("kind", "Pod") } else { ("apiVersion", "v1") };
+        return refuse(field, format!("is missing; for a pod it is {example}"));
+    }
+    let known = PODS.iter().map(|(of, name, within)| (*of, *name, Sort::Pod(within)));
+    let data = [Kind::ConfigMap, Kind::Secret].map(|kind| ("v1", kind.name(), Sort::Data(kind)));
+    for (of, name, sort) in known.chain(data) {
+        match (name == kind, of == version) {
+            (true, true) => return Ok(sort),
+            (true, false) => {
+                return refuse("apiVersion", format!("is {version:?}; {kind} is read as {of}"));
+            }
+            _ => {}
+        }
+    }
+    let hint = WITHOUT.iter().find(|(name, _)| *name == kind).map_or_else(
+        || {
+            let names: Vec<&str> = PODS.iter().map(|(_, name, _)| *name).collect();
+            format!("a manifest holds ConfigMaps, Secrets, and one of {}", names.join(", "))
+        },
+        |(_, hint)| (*hint).to_owned(),
+    );
+    refuse("kind", format!("{kind} is not supported by podhold run: {hint}"))
+}
+
+/// A document as a typed structure; all that is wrong with it otherwise.
+fn checked<T: for<'de> Deserialize<'de>>(document: &Node, within: &str) -> Result<T, Vec<Problem>> {
+    let (value, mut problems) = typed::read::<T>(document, "");
+    let unknown: Vec<String> = problems.iter().map(|problem| problem.field.clone()).collect();
+    for (path, reason) in supported::refused(document, within) {
+        let below = |field: &String| {
+            path.strip_prefix(field.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        if !unknown.iter().any(below) {
+            problems.push(Problem { file: None, at: Some(document.locate(&path)), field: path, reason });
+        }
+    }
+    match value {
+        Ok(value) if problems.is_empty() => Ok(value),
+        Ok(_) => Err(problems),
+        Err(problem) => {
+            // The type of a field that is refused anyway does not matter.
+            problems.push(problem);
+            Err(problems)
+        }
+    }
+}
+
+fn pod(document: &Node, within: &str, notes: &mut Vec<String>) -> Result<Pod, Vec<Problem>> {
+    match document.word("kind") {
+        "Pod" => {
+            let mut pod: Pod = checked(document, within)?;
+            let given =
+                pod.metadata.generate_name.as_deref().map(|name| name.trim_end_matches('-').to_owned());
+            pod.metadata.name = pod.metadata.name.or(given);
+            pod.status = None;
+            Ok(pod)
+        }
+        "Deployment" => checked(document, within).map(|workload: Deployment| {
+            let spec = workload.spec.unwrap_or_default();
+            one_of(notes, "spec.replicas", spec.replicas);
+            of_template(workload.metadata, spec.template)
+        }),
+        "ReplicaSet" => checked(document, within).map(|workload: ReplicaSet| {
+            let spec = workload.spec.unwrap_or_default();
+            one_of(notes, "spec.replicas", spec.replicas);
+            of_template(workload.metadata, spec.template.unwrap_or_default())
+        }),
+        "ReplicationController" => checked(document, within).map(|workload: ReplicationController| {
+            let spec = workload.spec.unwrap_or_default();
+            one_of(notes, "spec.replicas", spec.replicas);
+            of_template(workload.metadata, spec.template.unwrap_or_default())
+        }),
+        "DaemonSet" => checked(document, within).map(|workload: DaemonSet| {
+            of_template(workload.metadata, workload.spec.unwrap_or_default().template)
+        }),
+        "StatefulSet" => checked(document, within).map(|workload: StatefulSet| {
+            let spec = workload.spec.unwrap_or_default();
+            one_of(notes, "spec.replicas", spec.replicas);
+            let mut metadata = workload.metadata;
+            metadata.name = metadata.name.map(|name| format!("{name}-0"));
+            let mut pod = of_template(metadata, spec.template);
+            let name = pod.metadata.name.clone();
+            let of_pod = pod.spec.get_or_insert_default();
+            of_pod.hostname = of_pod.hostname.take().or(name);
+            of_pod.subdomain = of_pod.subdomain.take().or(spec.service_name).filter(|name| !name.is_empty());
+            pod
+        }),
+        "Job" => {
+            let workload: Job = checked(document, within)?;
+            job(document, workload.metadata, workload.spec.unwrap_or_default(), ("spec", notes))
+        }
+        _ => {
+            let workload: CronJob = checked(document, within)?;
+            let template = workload.spec.job_template;
+            notes.push("spec.schedule: the job is run once, and now".to_owned());
+            job(
+                document,
+                workload.metadata,
+                template.spec.unwrap_or_default(),
+                ("spec.jobTemplate.spec", notes),
+            )
+        }
+    }
+}
+
+fn job(
+    document: &Node,
+    metadata: ObjectMeta,
+    spec: JobSpec,
+    (path, notes): (&str, &mut Vec<String>),
+) -> Result<Pod, Vec<Problem>> {
+    let mode = spec.completion_mode.as_deref();
+    if mode.is_some_and(|mode| mode != "NonIndexed") {
+        let field = join(path, "completionMode");
+        let reason =
+            format!("{:?} is not supported by podhold run; use NonIndexed", mode.unwrap_or_default());
+        return Err(vec![Problem { file: None, at: Some(document.locate(&field)), field, reason }]);
+    }
+    one_of(notes, &join(path, "completions"), spec.completions);
+    one_of(notes, &join(path, "parallelism"), spec.parallelism);
+    let mut pod = of_template(metadata, spec.template);
+    let of_pod = pod.spec.get_or_insert_default();
+    // The job and its one pod are the same length of time.
+    of_pod.active_deadline_seconds = match (of_pod.active_deadline_seconds, spec.active_deadline_seconds) {
+        (Some(of_pod), Some(of_job)) => Some(of_pod.min(of_job)),
+        (of_pod, of_job) => of_pod.or(of_job),
+    };
+    Ok(pod)
+}
+
+fn one_of(notes: &mut Vec<String>, field: &str, wanted: Option<i32>) {
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != 1) {
+        notes.push(format!("{field}: one pod is run, and not {wanted}"));
+    }
+}
+
+fn of_template(workload: ObjectMeta, template: PodTemplateSpec) -> Pod {
+    let mut metadata = template.metadata.unwrap_or_default();
+    // Controllers name their pods after themselves.
+    metadata.name =
+        workload.name.or(workload.generate_name.map(|name| name.trim_end_matches('-').to_owned()));
+    metadata.namespace = workload.namespace.or(metadata.namespace);
+    Pod { metadata, spec: template.spec, status: None }
+}
+
+fn collect(documents: &[(Node, Kind)], namespace: Option<&str>, problems: &mut Vec<Problem>) -> Data {
+    let mut data = Data::default();
+    for (document, kind) in documents {
+        let read = match kind {
+            Kind::ConfigMap => {
+                checked::<ConfigMap>(document, "").map(|map| (map.metadata.clone(), Object::from(map)))
+            }
+            Kind::Secret => {
+                checked::<Secret>(document, "").map(|secret| (secret.metadata.clone(), Object::from(secret)))
+            }
+        };
+        let (metadata, object) = match read {
+            Ok(read) => read,
+            Err(wrong) => {
+                problems.extend(wrong);
+                continue;
+            }
+        };
+        let mut refuse = |field: &str, reason: String| {
+            let at = Some(document.locate(field));
+            problems.push(Problem { file: None, at, field: field.to_owned(), reason });
+        };
+        for key in object.entries.keys() {
+            if let Some(reason) = bad_key(key) {
+                refuse("data", reason);
+            }
+        }
+        let other = |mine: &&str| metadata.namespace.as_deref().is_some_and(|of| of != *mine);
+        if let Some(mine) = namespace.or(Some("default")).filter(other) {
+            refuse(
+                "metadata.namespace",
+                format!("is not {mine:?}, the pod's; a pod sees what is in its own"),
+            );
+        }
+        let name = metadata.name.unwrap_or_default();
+        if name.is_empty() {
+            refuse("metadata.name", "is missing; give it a name".to_owned());
+        } else if !data.add(*kind, name.clone(), object) {
+            refuse("metadata.name", format!("two {}s are named {name:?}", kind.name()));
+        }
+    }
+    data
+}

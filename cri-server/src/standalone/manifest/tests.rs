@@ -1,0 +1,128 @@
+//! What a text must be to be a manifest.
+
+use super::Manifest;
+
+const POD: &str =
+    "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: i}]}\n";
+
+/// The pod's name and the message, of which one is empty.
+fn read(text: &str) -> (String, String) {
+    match Manifest::parse("m", text) {
+        Ok(manifest) => (manifest.pod.metadata.name.unwrap_or_default(), String::new()),
+        Err(error) => (String::new(), error.to_string()),
+    }
+}
+
+fn workload(version: &str, kind: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: w}}\nspec: {}\n",
+        spec.replace("TEMPLATE", "template: {spec: {containers: [{name: c, image: i}]}}")
+    )
+}
+
+#[test]
+fn every_kind_that_makes_a_pod_makes_one() {
+    for (text, name) in [
+        (POD.to_owned(), "a"),
+        (POD.replace("name: a", "generateName: a-"), "a"),
+        (workload("apps/v1", "Deployment", "{TEMPLATE}"), "w"),
+        (workload("apps/v1", "DaemonSet", "{TEMPLATE}"), "w"),
+        (workload("apps/v1", "ReplicaSet", "{TEMPLATE}"), "w"),
+        (workload("apps/v1", "StatefulSet", "{TEMPLATE, serviceName: s}"), "w-0"),
+        (workload("v1", "ReplicationController", "{TEMPLATE}"), "w"),
+        (workload("batch/v1", "Job", "{TEMPLATE, backoffLimit: 0}"), "w"),
+        (workload("batch/v1", "CronJob", "{schedule: '* * * * *', jobTemplate: {spec: {TEMPLATE}}}"), "w"),
+        (format!("apiVersion: v1\nkind: List\nitems:\n- {}", POD.trim_end().replace('\n', "\n  ")), "a"),
+        (format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a}}\ndata: {{k: v}}\n---\n{POD}"), "a"),
+    ] {
+        assert_eq!(read(&text), (name.to_owned(), String::new()), "{text}");
+    }
+}
+
+#[test]
+fn what_a_template_lacks_comes_from_its_workload() {
+    let set =
+        Manifest::parse("m", &workload("apps/v1", "StatefulSet", "{TEMPLATE, serviceName: s, replicas: 3}"));
+    let set = set.unwrap();
+    let spec = set.pod.spec.unwrap();
+    assert_eq!((spec.hostname.as_deref(), spec.subdomain.as_deref()), (Some("w-0"), Some("s")));
+    assert_eq!(set.notes, ["spec.replicas: one pod is run, and not 3"]);
+    let job =
+        Manifest::parse("m", &workload("batch/v1", "Job", "{TEMPLATE, activeDeadlineSeconds: 5}")).unwrap();
+    assert_eq!(job.pod.spec.unwrap().active_deadline_seconds, Some(5));
+}
+
+#[test]
+fn what_is_no_manifest_of_one_pod_is_refused_with_the_whole_message() {
+    let map = |name: &str, data: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {data}\n---\n")
+    };
+    let mut wrong = Vec::new();
+    for (text, want) in [
+        (String::new(), "m: holds no pod; it must hold one Pod, or one workload with a template of it"),
+        (map("a", "{}"), "m: holds no pod; it must hold one Pod, or one workload with a template of it"),
+        ("a: [\n".into(), "m:2:1: is not YAML: "),
+        ("- a".into(), "m:1:1: is no map with apiVersion, kind, metadata and spec"),
+        ("kind: Pod".into(), "m:1:1: apiVersion: is missing; for a pod it is v1"),
+        ("apiVersion: v1".into(), "m:1:1: kind: is missing; for a pod it is Pod"),
+        (
+            format!("{POD}---\n{POD}"),
+            "m:6:1: a second pod (Pod \"a\"); one is run at a time, so put each into a file of its own",
+        ),
+        (
+            format!("{POD}---\napiVersion: v1\nkind: Service\n"),
+            "m:7:7: kind: Service is not supported by podhold run: pods are reached by their address or by \
+             hostPort; leave it out",
+        ),
+        (
+            "apiVersion: x/v1\nkind: Foo\n".into(),
+            "m:2:7: kind: Foo is not supported by podhold run: a manifest holds ConfigMaps, Secrets, and one of \
+             Pod, Deployment, DaemonSet, StatefulSet, ReplicaSet, ReplicationController, Job, CronJob",
+        ),
+        (
+            workload("extensions/v1beta1", "Deployment", "{TEMPLATE}"),
+            "m:1:13: apiVersion: is \"extensions/v1beta1\"; Deployment is read as apps/v1",
+        ),
+        (
+            workload("batch/v1", "Job", "{TEMPLATE, completionMode: Indexed}"),
+            "m:4:79: spec.completionMode: \"Indexed\" is not supported by podhold run; use NonIndexed",
+        ),
+        (
+            format!("{}{}{POD}", map("a", "{}"), map("a", "{}")),
+            "m:8:18: metadata.name: two ConfigMaps are named \"a\"",
+        ),
+        (
+            format!("{}{POD}", map("a", "{../x: y}")),
+            "m:4:7: data: \"../x\" is not a key: letters, digits, '-', '_' and '.', at most 253, no '..' at the front",
+        ),
+        (
+            format!("{}{POD}", map("a, namespace: other", "{}")),
+            "m:3:32: metadata.namespace: is not \"default\", the pod's; a pod sees what is in its own",
+        ),
+        (
+            POD.replace("image: i", "image: 7"),
+            "m:4:38: spec.containers[0].image: is the number 7, and must be a text; put it in quotes",
+        ),
+        (
+            POD.replace("image: i", "imag: i"),
+            "m:4:31: spec.containers[0].imag: no such field; did you mean image?",
+        ),
+        (POD.replace("metadata", "metadate"), "m:3:1: metadate: no such field; did you mean metadata?"),
+    ] {
+        let message = read(&text).1;
+        if !message.starts_with(want) {
+            wrong.push(format!("{message}\n  {want}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn many_problems_are_told_at_once_and_not_all() {
+    let fields: String = (0..20).map(|n| format!("  zz{n}: 1\n")).collect();
+    let message = read(&POD.replace("spec: {", &format!("metadata2:\n{fields}spec: {{"))).1;
+    assert_eq!(message.lines().count(), 1, "an unknown field hides what is below it: {message}");
+    let message = read(&format!("apiVersion: v1\nkind: Pod\nspec:\n{fields}")).1;
+    assert_eq!(message.lines().count(), 9);
+    assert!(message.ends_with("and 12 more"), "{message}");
+}

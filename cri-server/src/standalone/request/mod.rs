@@ -1,0 +1,339 @@
+//! A manifest as the CRI requests a kubelet would send. Pure, but for what is settled at the end.
+//!
+//! Invariant: everything is known from the manifest and the host before anything is made, except the pod's
+//! addresses, parts of volumes that containers make, and the users of images: [`settle`] adds those.
+
+mod container;
+mod dns;
+mod environment;
+mod expansion;
+mod facts;
+mod fields;
+mod hosts;
+mod mounts;
+mod ports;
+mod resources;
+mod secrets;
+mod security;
+mod settle;
+mod show;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::{Container, PodSpec};
+use podhold_image::{Credentials, Reference};
+use podhold_proto::cri;
+
+pub(super) use self::{
+    container::pull,
+    environment::{no_key, object},
+    facts::{PodFacts, SubPath},
+    fields::{Place as FieldPlace, of_pod as field_of_pod, of_resource},
+    show::shown,
+};
+use self::{dns::Names, hosts::Hosts, resources::Needs};
+use super::{
+    host::Host,
+    manifest::{Manifest, ManifestError, check_name, refuse},
+    users,
+    volume::{Source, Volumes},
+};
+
+/// Longest grace period, in seconds: a year.
+const LONGEST_GRACE: i64 = 365 * 24 * 3600;
+/// Grace period of a pod that names none.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Where and for whom a pod is run.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Place {
+    /// The pod's uid, unless the manifest has one.
+    pub(super) uid: String,
+    /// Chooses the range of ids of a pod with users of its own; two runs at the same time differ in it.
+    pub(super) number: u32,
+    /// The pod's directory for logs, files and what may be secret; gone after a reboot.
+    pub(super) dir: PathBuf,
+    /// The pod's directory for what may be large.
+    pub(super) disk: PathBuf,
+    /// The host.
+    pub(super) host: Host,
+}
+
+impl Place {
+    fn hosts_file(&self) -> PathBuf {
+        self.dir.join("hosts")
+    }
+}
+
+/// The requests of one pod.
+#[derive(Debug)]
+pub(super) struct Requests {
+    /// RunPodSandbox.
+    pub(super) pod: cri::PodSandboxConfig,
+    /// Run one after another, each to success.
+    pub(super) init: Vec<ContainerRequest>,
+    /// Run at once.
+    pub(super) apps: Vec<ContainerRequest>,
+    /// How long containers have to end.
+    pub(super) grace: Duration,
+    /// What is made before the pod runs, and removed after it.
+    pub(super) volumes: Volumes,
+    /// What is told to whoever runs it.
+    pub(super) notes: Vec<String>,
+    /// Takes the place of every policy by which an image is pulled.
+    pub(super) pull: Option<Pull>,
+    /// Where it is run.
+    pub(super) place: Place,
+    hosts: Hosts,
+    host_network: bool,
+    pull_secrets: Vec<Vec<u8>>,
+}
+
+/// One CreateContainer.
+#[derive(Debug)]
+pub(super) struct ContainerRequest {
+    /// The configuration, as far as it is known before the pod runs: take it from [`Requests::settled`].
+    pub(super) config: cri::ContainerConfig,
+    pub(super) pull: Pull,
+    /// The file on the host in which the container leaves its last words.
+    pub(super) termination_message: PathBuf,
+    non_root: bool,
+    field: String,
+    sub_paths: Vec<SubPath>,
+}
+
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pull {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+/// What a container's request is made from besides the container itself.
+pub(super) struct Around<'a> {
+    pub(super) manifest: &'a Manifest,
+    pub(super) spec: &'a PodSpec,
+    pub(super) place: &'a Place,
+    pub(super) name: String,
+    pub(super) namespace: String,
+    pub(super) uid: String,
+    needs: BTreeMap<String, Needs>,
+    volumes: Volumes,
+    namespaces: cri::NamespaceOption,
+}
+
+/// The requests of a manifest's pod.
+pub(super) fn requests(manifest: &Manifest, place: &Place) -> Result<Requests, ManifestError> {
+    make(manifest, place).map_err(|error| manifest.placed(error))
+}
+
+fn make(manifest: &Manifest, place: &Place) -> Result<Requests, ManifestError> {
+    let metadata = &manifest.pod.metadata;
+    let Some(spec) = &manifest.pod.spec else {
+        return refuse("spec", "is missing; name the containers in it");
+    };
+    let name = metadata.name.clone().unwrap_or_default();
+    check_name("metadata.name", &name, 253)?;
+    let namespace = metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    check_name("metadata.namespace", &namespace, 63)?;
+    check_spec(spec)?;
+    let mut around = Around {
+        manifest,
+        spec,
+        place,
+        uid: metadata.uid.clone().unwrap_or_else(|| place.uid.clone()),
+        needs: needs(spec)?,
+        volumes: Volumes::default(),
+        namespaces: security::namespaces(spec)?,
+        name,
+        namespace,
+    };
+    around.volumes = Volumes::plan(&around)?;
+    let names = Names::of(spec, &around.name, &around.namespace, &place.host)?;
+    let quality = resources::quality(around.needs.values());
+    let list = |which: &str, containers: &[Container]| -> Result<Vec<ContainerRequest>, ManifestError> {
+        let one = |(index, of): (usize, &Container)| {
+            container::request(of, &format!("spec.{which}[{index}]"), quality, &around)
+        };
+        containers.iter().enumerate().map(one).collect()
+    };
+    let mut init = list("initContainers", spec.init_containers.as_deref().unwrap_or_default())?;
+    let apps = list("containers", &spec.containers)?;
+    shield_sidecars(spec, &mut init, &apps);
+    let hosts = Hosts::of(spec, &names, &place.host)?;
+    let mut notes = manifest.notes.clone();
+    notes.extend(unbounded(spec));
+    let pull_secrets = secrets::of(manifest, spec, &mut notes)?;
+    let mut requests = Requests {
+        pod: sandbox(&around, names.kernel, quality)?,
+        init,
+        apps,
+        grace: grace(spec.termination_grace_period_seconds)?,
+        volumes: around.volumes,
+        notes,
+        pull: None,
+        place: place.clone(),
+        hosts,
+        host_network: spec.host_network == Some(true),
+        pull_secrets,
+    };
+    if spec.host_users == Some(false) {
+        users::give(&mut requests, place.number);
+    }
+    Ok(requests)
+}
+
+fn check_spec(spec: &PodSpec) -> Result<(), ManifestError> {
+    if spec.containers.is_empty() {
+        return refuse("spec.containers", "is empty; a pod needs at least one container");
+    }
+    if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
+        return refuse("spec.os.name", "is not linux, and this host is");
+    }
+    let mut seen = BTreeSet::new();
+    for (which, containers) in [
+        ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
+        ("containers", &spec.containers),
+    ] {
+        for (index, container) in containers.iter().enumerate() {
+            if !seen.insert(container.name.as_str()) {
+                let reason = format!("two containers are named {:?}; give one another name", container.name);
+                return refuse(format!("spec.{which}[{index}].name"), reason);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn needs(spec: &PodSpec) -> Result<BTreeMap<String, Needs>, ManifestError> {
+    let mut needs = BTreeMap::new();
+    for (which, containers) in [
+        ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
+        ("containers", &spec.containers),
+    ] {
+        for (index, container) in containers.iter().enumerate() {
+            let of = Needs::of(container.resources.as_ref(), &format!("spec.{which}[{index}]"))?;
+            needs.insert(container.name.clone(), of);
+        }
+    }
+    Ok(needs)
+}
+
+/// What is asked for and not held to.
+fn unbounded(spec: &PodSpec) -> Vec<String> {
+    let disk = "ephemeral-storage";
+    let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let limited = all.filter(|container| {
+        let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+        limits.is_some_and(|limits| limits.contains_key(disk))
+    });
+    let names: Vec<&str> = limited.map(|container| container.name.as_str()).collect();
+    let mut notes = Vec::new();
+    if !names.is_empty() {
+        notes.push(format!("limits of ephemeral-storage are not held to here ({})", names.join(", ")));
+    }
+    for volume in spec.volumes.iter().flatten() {
+        let empty = volume.empty_dir.as_ref().filter(|empty| empty.medium.as_deref() != Some("Memory"));
+        if empty.is_some_and(|empty| empty.size_limit.is_some()) {
+            notes.push(format!(
+                "sizeLimit of volume {} is not held to on a disk; with medium: Memory it is",
+                volume.name
+            ));
+        }
+    }
+    notes
+}
+
+fn shield_sidecars(spec: &PodSpec, init: &mut [ContainerRequest], apps: &[ContainerRequest]) {
+    let score = |request: &ContainerRequest| {
+        let linux = request.config.linux.clone().unwrap_or_default();
+        linux.resources.unwrap_or_default().oom_score_adj
+    };
+    for (container, request) in spec.init_containers.iter().flatten().zip(init) {
+        let linux = request.config.linux.get_or_insert_default();
+        if container.restart_policy.as_deref() == Some("Always") {
+            resources::shield(linux.resources.get_or_insert_default(), apps.iter().map(score));
+        }
+    }
+}
+
+fn sandbox(
+    around: &Around<'_>,
+    hostname: String,
+    quality: resources::Quality,
+) -> Result<cri::PodSandboxConfig, ManifestError> {
+    let (spec, metadata) = (around.spec, &around.manifest.pod.metadata);
+    let none = Needs::default();
+    let of = |container: &Container| around.needs.get(&container.name).unwrap_or(&none);
+    let init: Vec<_> = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .map(|container| (of(container), container.restart_policy.as_deref() == Some("Always")))
+        .collect();
+    let apps: Vec<_> = spec.containers.iter().map(of).collect();
+    let linux = cri::LinuxPodSandboxConfig {
+        security_context: Some(security::of_pod(spec, &around.namespaces)?),
+        sysctls: security::sysctls(spec)?,
+        overhead: resources::overhead(spec.overhead.as_ref())?,
+        resources: Some(resources::pod(&init, &apps, quality)),
+        ..Default::default()
+    };
+    Ok(cri::PodSandboxConfig {
+        metadata: Some(cri::PodSandboxMetadata {
+            name: around.name.clone(),
+            uid: around.uid.clone(),
+            namespace: around.namespace.clone(),
+            attempt: 0,
+        }),
+        hostname,
+        log_directory: around.place.dir.join("logs").display().to_string(),
+        dns_config: dns::config(spec, &around.place.host)?,
+        port_mappings: ports::of(spec)?,
+        labels: metadata.labels.clone().unwrap_or_default().into_iter().collect(),
+        annotations: metadata.annotations.clone().unwrap_or_default().into_iter().collect(),
+        linux: Some(linux),
+        ..Default::default()
+    })
+}
+
+fn grace(seconds: Option<i64>) -> Result<Duration, ManifestError> {
+    match seconds {
+        None => Ok(GRACE),
+        Some(seconds @ 0..=LONGEST_GRACE) => Ok(Duration::from_secs(seconds.unsigned_abs())),
+        Some(seconds) => {
+            let reason = format!("{seconds} is not a number of seconds from 0 to {LONGEST_GRACE}");
+            refuse("spec.terminationGracePeriodSeconds", reason)
+        }
+    }
+}
+
+impl Requests {
+    /// Every image the pod needs, those of volumes first, each with when it is pulled.
+    pub(super) fn images(&self) -> Vec<(&str, Pull)> {
+        let volumes = self.volumes.iter().filter_map(|volume| match &volume.source {
+            Source::Image { reference, pull } => Some((reference.as_str(), *pull)),
+            _ => None,
+        });
+        let containers = self
+            .init
+            .iter()
+            .chain(&self.apps)
+            .filter_map(|request| Some((request.config.image.as_ref()?.image.as_str(), request.pull)));
+        let decided = |(image, pull)| (image, self.pull.unwrap_or(pull));
+        volumes.chain(containers).map(decided).collect()
+    }
+
+    /// What the manifest's own secrets say about a registry (`spec.imagePullSecrets`).
+    pub(super) fn credentials(&self, image: &str) -> Option<Credentials> {
+        let reference = Reference::parse(image).ok()?;
+        self.pull_secrets.iter().find_map(|file| Credentials::of_docker(file, &reference).ok().flatten())
+    }
+}

@@ -1,0 +1,44 @@
+//! `--json`: how a pod ended, for programs. Pure.
+
+use serde_json::{Value, json};
+
+use super::{
+    super::life::{Outcome, Report},
+    Subject, kind, time,
+};
+
+/// The document.
+pub(super) fn of(subject: &Subject, outcome: &Outcome, code: u8) -> Value {
+    let Subject { name, namespace, uid, addresses } = subject;
+    json!({
+        "pod": {"name": name, "namespace": namespace, "uid": uid, "ips": addresses},
+        "result": if code == 0 { "Succeeded" } else { "Failed" },
+        "reason": outcome.reason(),
+        "message": outcome.error.as_ref().map(ToString::to_string),
+        "exitCode": code,
+        "startedAt": outcome.started.map(time),
+        "finishedAt": time(outcome.finished),
+        "containers": outcome.containers.iter().map(container).collect::<Vec<_>>(),
+    })
+}
+
+fn container(report: &Report) -> Value {
+    let last = report.last.as_ref();
+    let ended = last.map(|run| &run.ended);
+    let killed_for = last.and_then(|run| run.unhealthy.as_ref());
+    json!({
+        "name": report.name,
+        "kind": kind(report.role),
+        "image": report.image,
+        "imageRef": last.map(|run| &run.image_ref),
+        "id": last.map(|run| &run.id),
+        "exitCode": ended.map(|ended| ended.code),
+        "reason": ended.map(|ended| &ended.reason),
+        "message": last.map(|run| &run.message).filter(|words| !words.is_empty()),
+        "killedFor": killed_for,
+        "startedAt": ended.and_then(|ended| ended.started_at).map(time),
+        "finishedAt": ended.map(|ended| time(ended.finished_at)),
+        "restarts": report.restarts,
+        "limitsHit": if report.oom > 0 { vec!["memory"] } else { Vec::new() },
+    })
+}
