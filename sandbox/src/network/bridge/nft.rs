@@ -91,7 +91,7 @@ impl Rule {
     }
 
     /// Goes on where the first register does not hold these bytes.
-    pub(super) fn is_not(self, bytes: &[u8]) -> Self {
+    pub(super) fn differs(self, bytes: &[u8]) -> Self {
         self.compare(1, bytes)
     }
 
@@ -108,7 +108,7 @@ impl Rule {
     }
 
     /// Goes on where the packet is for this host.
-    pub(super) fn to_this_host(self) -> Self {
+    pub(super) fn for_this_host(self) -> Self {
         const TYPE: u32 = 3;
         const DESTINATION: u32 = 2;
         const LOCAL: u32 = 2;
@@ -121,7 +121,7 @@ impl Rule {
         const STATUS: u32 = 2;
         const DESTINATION_CHANGED: u32 = 1 << 5;
         let data = Attributes::new().big(1, REGISTER).big(2, STATUS);
-        self.expression("ct", &data).masked(&DESTINATION_CHANGED.to_ne_bytes()).is_not(&[0; 4])
+        self.expression("ct", &data).masked(&DESTINATION_CHANGED.to_ne_bytes()).differs(&[0; 4])
     }
 
     /// Goes on where the set has what begins in the first register.

@@ -173,7 +173,7 @@ fn host_ports(changes: &mut Changes<'_>) {
         changes.add_rule("ports", rule);
     }
     for chain in ["prerouting", "output"] {
-        changes.add_rule(chain, &Rule::new().to_this_host().jump("ports"));
+        changes.add_rule(chain, &Rule::new().for_this_host().jump("ports"));
     }
 }
 
@@ -193,10 +193,10 @@ fn masquerade(changes: &mut Changes<'_>, ground: Ground<'_>) {
         };
         let back = from_pool(Rule::new().meta(Meta::InterfaceOut, 0).is(&bridge));
         changes.add_rule("postrouting", &back.was_redirected().masquerade());
-        let away = from_pool(Rule::new().meta(Meta::InterfaceOut, 0).is_not(&bridge));
+        let away = from_pool(Rule::new().meta(Meta::InterfaceOut, 0).differs(&bridge));
         let away = away.payload(Header::Network, destination, 1, 0);
         // Not what is for many.
-        let away = if v4 { away.masked(&[0xf0]).is_not(&[0xe0]) } else { away.is_not(&[0xff]) };
+        let away = if v4 { away.masked(&[0xf0]).differs(&[0xe0]) } else { away.differs(&[0xff]) };
         changes.add_rule("postrouting", &away.masquerade());
     }
 }
