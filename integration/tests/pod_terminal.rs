@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use nix::sys::signal::Signal;
 use podhold_integration::{
-    alone::{run, script, start, until_said, words},
+    alone::{run, script, script_with, start, until_said, words},
     machine::Output,
     programs, rig,
     rig::{BUSYBOX, Rig},
@@ -114,11 +114,23 @@ async fn a_pod_that_runs_is_listed_heard_entered_and_stopped() {
 #[tokio::test]
 async fn a_pod_that_is_kept_is_there_until_it_is_removed() {
     let rig = rig!();
-    let spec = json!({"restartPolicy": "Never", "containers": [script("app", "echo said; exit 4")]});
+    let mounts = json!([{"name": "disk", "mountPath": "/disk"}, {"name": "memory", "mountPath": "/memory"}]);
+    let app = script_with(
+        "app",
+        "echo said | tee /disk/file > /memory/file; echo said; exit 4",
+        json!({"volumeMounts": mounts}),
+    );
+    let volumes =
+        json!([{"name": "disk", "emptyDir": {}}, {"name": "memory", "emptyDir": {"medium": "Memory"}}]);
+    let spec = json!({"restartPolicy": "Never", "volumes": volumes, "containers": [app]});
     let output = run(&rig, &["--keep"], &spec).await;
     assert!(output.code == 4 && output.stderr.contains("podhold rm alone"), "{output:?}");
     let other = json!({"restartPolicy": "Never", "containers": [script("app", "echo other")]});
     assert_eq!(run(&rig, &[], &other).await.code, 0, "another run leaves it alone");
+    let kept = fs::read_dir(rig.machine.directory().join("alone/state/runs")).unwrap();
+    let kept: Vec<PathBuf> = kept.map(|run| run.unwrap().path()).collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert_eq!(fs::read_to_string(kept[0].join("volumes/disk/file")).unwrap(), "said\n");
     let logs = ask(&rig, "logs", &["alone"]).await;
     assert_eq!(logs.stdout, "said\n", "{logs:?}");
     let listed = ask(&rig, "ps", &["--all", "--json"]).await;
@@ -126,8 +138,10 @@ async fn a_pod_that_is_kept_is_there_until_it_is_removed() {
     assert_eq!(listed[0]["container"]["exitCode"], 4, "{listed:#}");
     let removed = ask(&rig, "rm", &["alone"]).await;
     assert_eq!(removed.code, 0, "{removed:?}");
-    let runs: PathBuf = rig.machine.directory().join("alone/run/runs");
-    assert_eq!(fs::read_dir(&runs).map_or(0, Iterator::count), 0, "its logs are left");
+    for runs in ["alone/run/runs", "alone/state/runs"] {
+        let runs = rig.machine.directory().join(runs);
+        assert_eq!(fs::read_dir(&runs).map_or(0, Iterator::count), 0, "its logs and volumes are left");
+    }
     assert_eq!(ask(&rig, "logs", &["alone"]).await.code, 1);
     rig.finish().await;
 }

@@ -44,7 +44,8 @@ impl Amount {
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (digits, suffix) = text.split_at(end);
         let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
-        let is_number = !(whole.is_empty() && part.is_empty()) && !part.contains('.');
+        let is_empty = whole.is_empty() && part.is_empty();
+        let is_number = !is_empty && !part.contains('.');
         if !is_number || whole.len() > DIGITS || part.len() > DIGITS {
             return None;
         }

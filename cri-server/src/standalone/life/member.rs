@@ -95,7 +95,7 @@ pub(super) struct Run {
 impl Run {
     /// Lives it, and tells its end.
     pub(super) async fn live(mut self) {
-        let event = match self.to_its_end().await {
+        let event = match self.complete().await {
             Ok(end) => Event::Ended(self.member, Box::new(end)),
             Err(error) => Event::Failed(self.member, error),
         };
@@ -115,7 +115,7 @@ impl Run {
         self.shared.screen.say(&format!("{}: {text}", self.member().name));
     }
 
-    async fn to_its_end(&mut self) -> Result<RunEnd> {
+    async fn complete(&mut self) -> Result<RunEnd> {
         let runtime = Arc::clone(&self.shared.runtime);
         let config = self.config().await?;
         let log = self.shared.logs.join(&config.log_path);

@@ -157,7 +157,8 @@ impl Builder {
                 None => {
                     let at = node.at;
                     let name = key_text(node)?;
-                    if !(plain && name == "<<") && !seen.insert(name.clone()) {
+                    let merges = plain && name == "<<";
+                    if !merges && !seen.insert(name.clone()) {
                         return Err(Fault {
                             at,
                             reason: format!("key {name:?} is there twice; leave one out"),

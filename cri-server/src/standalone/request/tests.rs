@@ -285,6 +285,7 @@ fn a_dry_run_shows_what_is_set_and_text_as_text() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn what_cannot_be_run_is_refused_with_its_place() {
     let mut wrong = Vec::new();
     for (container, spec, want) in [
