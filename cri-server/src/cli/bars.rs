@@ -1,5 +1,6 @@
-//! How far a pull, an import, an export or a verification is, on standard error: a line with a bar for each layer on a terminal, otherwise a line when a
-//! layer begins and when it ends. Text and positions are made purely; one function writes.
+//! How far a pull, an import, an export or a verification is, on standard error: a line with a bar for each layer on
+//! a terminal, otherwise a line when a layer begins and when it ends. Text and positions are made purely; one function
+//! writes.
 
 use std::{
     collections::HashMap,

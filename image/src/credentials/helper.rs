@@ -2,8 +2,8 @@
 //!
 //! Invariant: a helper runs in a process group of its own, which is killed when its time is over, when it
 //! writes too much, and when nobody waits for it any more; one that outlives its daemon is ended by the next one
-//! (`leftover`). Of its output nothing but credentials is used: not
-//! even an error is passed on, for it may hold secrets.
+//! (`leftover`). Of its output nothing but credentials is used: not even an error is passed on, for it may hold
+//! secrets.
 
 use std::{
     os::unix::fs::PermissionsExt,

@@ -313,7 +313,7 @@ impl Making {
 }
 
 /// Whether a layer could not be unpacked for a reason that is not in its bytes: the download ended, or the disk has no
-/// room. Otherwise they may be another's than the layer's, and are not tried again.
+/// room. Otherwise these bytes may be another's than the layer's, and are not used again.
 fn says_nothing_of_the_blob(error: &UnpackError) -> bool {
     match error {
         UnpackError::Abandoned => true,
