@@ -158,11 +158,14 @@ impl Runtime {
         let cgroups = self.cgroups.clone();
         let snapshots = self.images.snapshots();
         let own = self.cgroup_parent.child(record.id.as_str());
-        let damaged = self.damaged_leaves(&record).await?;
         blocking("pod", move || {
-            for leaf in damaged.iter().filter(|leaf| cgroups.exists(leaf)) {
-                cgroups.kill(leaf)?;
-                cgroups.remove(leaf)?;
+            // Containers that could be used are gone by now: these are of damaged ones.
+            for container in container_names(&layout, &record.id) {
+                let leaf = record.cgroup.child(container.as_str());
+                if cgroups.exists(&leaf) {
+                    cgroups.kill(&leaf)?;
+                    cgroups.remove(&leaf)?;
+                }
             }
             clear_run(&layout, &record.id, snapshots.as_ref())?;
             cgroups.remove(&record.pause_cgroup())?;

@@ -78,8 +78,7 @@ impl Runtime {
         self.commit_end(id, unseen(started_at, why), ContainerEvent::Exited);
     }
 
-    /// As [`commit_end`](Self::commit_end), and waits for it, but not for ever: a disk that hangs must not keep
-    /// anybody from stopping what has ended.
+    /// As [`commit_end`](Self::commit_end), in time.
     pub(super) async fn end_kept(
         self: &Arc<Self>,
         id: &ContainerId,
@@ -87,13 +86,24 @@ impl Runtime {
         event: fn(Ended) -> ContainerEvent,
     ) {
         let (runtime, key, end) = (Arc::clone(self), id.clone(), ended.clone());
-        let work = move || {
-            runtime.commit_end(&key, end, event);
+        self.commit_in_time(id, move || runtime.commit_end(&key, end, event), event(ended)).await;
+    }
+
+    /// Waits for work that keeps an end and commits it, but not for ever: a disk that hangs must not keep anybody
+    /// from stopping what has ended. What is late is committed as `instead` at once.
+    async fn commit_in_time(
+        &self,
+        id: &ContainerId,
+        work: impl FnOnce() + Send + 'static,
+        instead: ContainerEvent,
+    ) {
+        let work = blocking("container status", move || {
+            work();
             Ok(())
-        };
-        if !matches!(timeout(KEEP_TIME, guarded(blocking("container status", work))).await, Ok(Ok(()))) {
+        });
+        if !matches!(timeout(KEEP_TIME, guarded(work)).await, Ok(Ok(()))) {
             warn!(container = %id, "its end is told before it is on disk");
-            let _committed = self.store.container_event(id, event(ended));
+            let _committed = self.store.container_event(id, instead);
         }
     }
 
@@ -239,7 +249,7 @@ impl Runtime {
             Some(ContainerPhase::Starting) => None,
             _ => Some(now.cloned()),
         };
-        for container in self.store.containers_of(pod) {
+        let settle = |container: Container| async move {
             let now = self.store.wait_container(&container.record.id, started).await;
             let unsettled = |container: &Container| {
                 container.phase.run().is_some() || matches!(container.phase, ContainerPhase::Unknown { .. })
@@ -247,22 +257,16 @@ impl Runtime {
             if let Some(container) = now.filter(unsettled) {
                 self.commit_unattended(&container, why.to_owned()).await;
             }
-        }
+        };
+        futures::future::join_all(self.store.containers_of(pod).into_iter().map(settle)).await;
     }
 
     /// Commits the exit of a container that no shim attends any more, as it was recorded, or as unknown.
     pub(super) async fn commit_unattended(self: &Arc<Self>, container: &Container, why: String) {
-        let (runtime, known, reason) = (Arc::clone(self), container.clone(), why.clone());
-        let work = move || {
-            runtime.commit_recorded_exit(&known, None, &reason);
-            Ok(())
-        };
-        if !matches!(timeout(KEEP_TIME, guarded(blocking("exit", work))).await, Ok(Ok(()))) {
-            let id = &container.record.id;
-            warn!(container = %id, "its end is told before it is on disk");
-            let started_at = container.phase.run().map(|run| run.started_at);
-            let _committed = self.store.container_event(id, ContainerEvent::Exited(unseen(started_at, &why)));
-        }
+        let instead = unseen(container.phase.run().map(|run| run.started_at), &why);
+        let (runtime, known) = (Arc::clone(self), container.clone());
+        let work = move || runtime.commit_recorded_exit(&known, None, &why);
+        self.commit_in_time(&container.record.id, work, ContainerEvent::Exited(instead)).await;
     }
 
     /// Commits the exit of a container that does not run as its shim has recorded it, or as unknown. Blocks.
