@@ -50,11 +50,26 @@ serve_images() {
 	END
 }
 
+# A file system of its own for what runtime $1 pulls: with a journal, as nodes have it. (One without looks at every
+# recently deleted inode before it takes a new one, and each pull here follows a removal.)
+make_disk() {
+	disk="$work/disk-$1"
+	mkdir -p "$disk"
+	fallocate -l 12G "$disk.img"
+	mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 "$disk.img"
+	mount -o loop "$disk.img" "$disk"
+}
+
+remove_disk() {
+	umount "$disk"
+	rm "$disk.img"
+}
+
 configure_containerd() {
 	# CAP_SYS_RESOURCE may be missing: without restrict_oom_score_adj nothing would start then.
 	cat >"$work/containerd.toml" <<-END
 		version = 2
-		root = "$work/containerd"
+		root = "$disk/containerd"
 		state = "/run/containerd"
 		[grpc]
 		address = "/run/containerd/containerd.sock"
@@ -81,12 +96,14 @@ configure_containerd() {
 configure_podhold() {
 	cat >"$work/podhold.toml" <<-END
 		run_dir = "/run/podhold"
-		state_dir = "$work/podhold"
+		state_dir = "$disk/podhold"
 		socket = "/run/podhold/podhold.sock"
 		log_level = "info"
 		[cgroups]
 		driver = "cgroupfs"
 		parent = "/podhold-bench"
+		[network]
+		kind = "${network:-cni}"
 		[cni]
 		conf_dir = "$work/cni"
 		bin_dirs = ["/usr/lib/cni"]
@@ -99,17 +116,24 @@ configure_podhold() {
 	command=("$podhold/podhold" serve --config "$work/podhold.toml")
 }
 
-# Measures runtime $1.
+# The same with our own network in place of plugins.
+configure_builtin() {
+	network=bridge
+	configure_podhold
+	network=
+}
+
+# Measures parts $3 of runtime $1, into $2.
 measure() {
-	name="$1"
+	name="$1" out="$2"
 	"configure_$name"
 	say "$name: starts"
-	"${command[@]}" >"$results/$name.log" 2>&1 &
+	"${command[@]}" >"$results/$out.log" 2>&1 &
 	daemon=$!
 	"$cache/venv/bin/python" "$here/cribench.py" --proto "$root/proto/cri/v1/api.proto" \
-		--endpoint "unix://$socket" --daemon-pid $daemon --runs "$reps" --pull-runs "$pulls" --parts "$cri_parts" \
+		--endpoint "unix://$socket" --daemon-pid $daemon --runs "$reps" --pull-runs "$pulls" --parts "$3" \
 		--image "$registry/bench/busybox:1" --pull "$registry/bench/pull-1:1" \
-		--pull "$registry/bench/pull-8:1" --out "$results/$name.json" || say "$name: failed"
+		--pull "$registry/bench/pull-8:1" --out "$results/$out.json" || say "$name: failed"
 	end $daemon
 	say "$name: has ended"
 	ip link delete "$bridge" 2>/dev/null || true
@@ -153,9 +177,20 @@ chosen() {
 export PATH="$cache/peer/usr/bin:$cache/peer/usr/sbin:$PATH"
 serve_images
 [ -z "$(chosen floor)" ] || floor
-cri_parts="$(chosen version,pods,containers,cycle,many,streams,pull)"
+cri_parts="$(chosen version,pods,containers,cycle,many,streams)"
 fault_parts="$(chosen busy,crash,recovery)"
 for name in ${runtimes//,/ }; do
-	[ -z "$cri_parts" ] || measure "$name"
+	disk="$work"
+	[ -z "$cri_parts" ] || measure "$name" "$name" "$cri_parts"
 	[ -z "$fault_parts" ] || measure_faults "$name"
+	if [ -n "$(chosen pull)" ]; then
+		make_disk "$name"
+		measure "$name" "$name-pull" pull
+		remove_disk
+	fi
 done
+disk="$work"
+[ -z "$(chosen builtin)" ] || measure builtin builtin cycle,many
+[ -z "$(chosen run)" ] || python3 "$here/standalone.py" --podhold "$podhold/podhold" \
+	--image "$registry/bench/busybox:1" --hosts "$work/hosts" --scratch "$work/standalone" --runs "$reps" \
+	--out "$results/standalone.json"

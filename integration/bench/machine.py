@@ -48,6 +48,17 @@ def cpu_seconds(pid):
     return sum(int(x) for x in f[11:15]) / TICK
 
 
+def forget_peak(pid):
+    """What is resident now is the most there was, from here on (proc_pid_clear_refs(5))."""
+    with open("/proc/%d/clear_refs" % pid, "w") as f:
+        f.write("5")
+
+
+def peak_memory(pid):
+    """The most that was resident since then, in KiB."""
+    return int(re.search(r"VmHWM:\s+(\d+)", slurp("/proc/%d/status" % pid))[1])
+
+
 def machine_cpu():
     """Machine-wide (busy, total) seconds since boot, summed over the processors."""
     f = [int(x) for x in slurp("/proc/stat").split("\n", 1)[0].split()[1:9]]

@@ -13,12 +13,12 @@ import sys
 
 MARK = "<!-- Below this line: written by hand, kept by report.py. -->"
 RUNTIMES = ("podhold", "containerd")
-LEFT_OUT = ("pod up, built-in network", "50 pods up on the built-in network")
 
 # Row, where its samples are, unit, whether more is better, floor, goal (value, and ratio to the better peer).
 # A floor is what nobody can leave out; see the text.
 ROWS = [
     ("pod up (run+create+start), CNI bridge", "Pod up (run+create+start), bridge", "ms", False, "up", "30 · 3.5×"),
+    ("pod up, built-in network", "builtin up", "ms", False, "up", "18"),
     ("pod up, host network", "Pod up (run+create+start), host net", "ms", False, "host up", "14 · 6×"),
     ("whole cycle (up, stop, remove), CNI bridge", "Pod cycle (up+stop+remove), bridge", "ms", False, "cycle",
      "80 · 3×"),
@@ -31,6 +31,7 @@ ROWS = [
     ("ListContainers, 50 pods", "ListContainers, 50 pods", "ms", False, "version", "0.3"),
     ("50 pods up, 8 at a time, CNI bridge", "pods per second up, 50 pods, 8 at a time", "pods/s", True, None,
      "70 · 5×"),
+    ("50 pods up, 8 at a time, built-in network", "builtin many", "pods/s", True, None, ""),
     ("50 pods down", "pods per second down, 50 pods, 8 at a time", "pods/s", True, None, "100 · 3.5×"),
     ("daemon resident, just started", "start rss", "MiB", False, None, "12"),
     ("daemon resident, idle after the rows above", "idle rss", "MiB", False, None, "12"),
@@ -45,6 +46,9 @@ ROWS = [
     ("pull, eight layers, data synced", "pull-8 MB/s synced", "MB/s", True, None, "120 · 2.5×"),
     ("CPU seconds per pull, one layer", "pull-1 cpu_s", "s", False, None, "5.0"),
     ("CPU seconds per pull, eight layers", "pull-8 cpu_s", "s", False, None, "4.5"),
+    ("daemon resident at most, pull of one layer", "pull-1 peak MiB", "MiB", False, None, "64"),
+    ("daemon resident at most, pull of eight layers", "pull-8 peak MiB", "MiB", False, None, "64"),
+    ("pull of an image that is there", "pull-8 again", "ms", False, None, "20"),
 ]
 ALSO = [(name, name, "ms", False, None, "") for name in (
     "RunPodSandbox, bridge", "StopPodSandbox, bridge", "RemovePodSandbox, bridge", "RunPodSandbox, host net",
@@ -76,9 +80,45 @@ def samples(run):
     got.update(facts.get("streams", {}))
     got["idle session"] = facts.get("idle session, KiB")
     for image, pull in facts.get("pull", {}).items():
-        for key in ("MB/s", "MB/s synced", "cpu_s"):
-            got["%s %s" % (image.rsplit("/", 1)[1].split(":")[0], key)] = [r[key] for r in pull["runs"]]
+        name = image.rsplit("/", 1)[1].split(":")[0]
+        for key in ("MB/s", "MB/s synced", "cpu_s", "peak MiB"):
+            got["%s %s" % (name, key)] = [r[key] for r in pull["runs"]]
+        got[name + " again"] = pull["again ms"]
     return got
+
+
+def loaded(directory, name):
+    """A runtime's run, with what was measured on a disk of its own; `None` without either."""
+    parts = [run for run in (load(directory, name + ".json"), load(directory, name + "-pull.json")) if run]
+    for part in parts[1:]:
+        parts[0]["facts"]["pull"] = part["facts"].get("pull", {})
+        parts[0]["facts"]["machine"].update(part["facts"]["machine"])
+        parts[0]["facts"].setdefault("failed", []).extend(part["facts"].get("failed", []))
+    return parts[0] if parts else None
+
+
+def with_builtin(directory, got):
+    """Adds what our own network did to our rows."""
+    run = load(directory, "builtin.json")
+    if run:
+        ours = samples(run)
+        rows = got.setdefault("podhold", {})
+        rows["builtin up"] = ours.get("Pod up (run+create+start), bridge")
+        rows["builtin many"] = ours.get("pods per second up, 50 pods, 8 at a time")
+
+
+def standalone(directory):
+    """The commands that run one pod from a manifest, from start to exit."""
+    rows = load(directory, "standalone.json")
+    if not rows:
+        return []
+    out = ["", "## One pod, one command", "",
+           "From the start of the command to its exit, the image being there (integration/bench/standalone.py).", "",
+           "| command | ms | to podhold |", "|---|---|---|"]
+    ours = statistics.median(next(iter(rows.values())))
+    for command, times in rows.items():
+        out.append("| `%s` | %s | %.1f× |" % (command, spread(times), statistics.median(times) / ours))
+    return out
 
 
 def number(x):
@@ -150,18 +190,19 @@ def machine(directory, runs):
 
 def main():
     directory = sys.argv[1]
-    runs = {name: run for name in RUNTIMES for run in [load(directory, name + ".json")] if run}
+    runs = {name: run for name in RUNTIMES for run in [loaded(directory, name)] if run}
     floor = floors(directory, runs)
     if not runs:
-        sys.exit("\n".join("%s: %s" % pair for pair in floor.items()) or "report.py: nothing was measured")
+        few = standalone(directory) + ["%s: %s" % pair for pair in floor.items()]
+        sys.exit("\n".join(few) or "report.py: nothing was measured")
     got = {name: samples(run) for name, run in runs.items()}
+    with_builtin(directory, got)
     out = ["# Speed and memory", "",
            "Made by `make bench`. Both runtimes ran on one machine in one run, one after the other, with the "
            "same images, network and client. Medians, with minimum and maximum; a ratio above 1 means that "
            "podhold is better. Pods are made as a kubelet makes them (integration/bench/client.py).", ""]
     out += machine(directory, runs) + [""] + table(ROWS, got, floor)
-    out += ["", "Not measured: %s. They do not exist yet." % ", ".join(LEFT_OUT), "",
-            "*Floor*: the system calls of a pod by themselves (integration/bench/floor.c), and after the plus the "
+    out += ["", "*Floor*: the system calls of a pod by themselves (integration/bench/floor.c), and after the plus the "
             "network plugins by themselves, without a runtime. For lists: an empty RPC. *Data synced*: until "
             "the RPC has answered and `sync` has returned. *CPU seconds*: of the daemon and the children it "
             "has waited for. *Goal*: absolute value on the machine it was set on, and ratio to the better peer "
@@ -174,7 +215,7 @@ def main():
             out.append("- %s, %d processes `%s`: PSS %d KiB each, private %d KiB each" % (
                 name, m["count"], process, m["pss"] / m["count"], m["private"] / m["count"]))
         out += ["- **%s failed**: %s" % (name, text) for text in run["facts"].get("failed", [])]
-    out += ["", MARK]
+    out += standalone(directory) + ["", MARK]
     print("\n".join(line for line in out if line is not None))
     if len(sys.argv) > 2 and os.path.exists(sys.argv[2]):
         with open(sys.argv[2]) as f:

@@ -6,7 +6,7 @@
 #
 # Usage: run.sh --podhold DIRECTORY [--only PARTS] [--reps N] [--pulls N] [--runtimes NAMES]
 #   DIRECTORY  where podhold and podhold-shim were built
-#   PARTS      of version,pods,containers,cycle,many,streams,pull,floor   (default: all of these)
+#   PARTS      of version,pods,containers,cycle,many,streams,pull,builtin,run,floor   (default: all of these)
 #              and busy,crash,recovery, which print tables of their own
 #   N          repetitions of cheap rows, and of pulls            (default: 25, 5)
 #   NAMES      of containerd,podhold                              (default: both)
@@ -14,7 +14,7 @@ set -euo pipefail
 
 here="$(cd "$(dirname "$0")" && pwd)"
 root="$(cd "$here/../.." && pwd)"
-all=version,pods,containers,cycle,many,streams,pull,floor
+all=version,pods,containers,cycle,many,streams,pull,builtin,run,floor
 podhold="" parts="$all" reps=25 pulls=5 runtimes=containerd,podhold
 while [ $# -gt 0 ]; do
 	case "$1" in
@@ -54,7 +54,7 @@ finish() {
 		sleep 1
 	fi
 	for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*; do
-		for name in podhold-bench cribench cribench-service cribench-echo pod-floor; do
+		for name in podhold-bench podhold-run-bench cribench cribench-service cribench-echo pod-floor; do
 			[ ! -d "$hierarchy/$name" ] || find "$hierarchy/$name" -depth -type d -exec rmdir {} +
 		done
 	done
@@ -77,7 +77,7 @@ if [ "$parts" = "$all" ] && [ "$runtimes" = containerd,podhold ]; then
 	mv "$root/BENCHMARKS.md.new" "$root/BENCHMARKS.md"
 	echo "bench: wrote BENCHMARKS.md; samples are in $results"
 else
-	[ ! -e "$results/podhold.json" ] && [ ! -e "$results/containerd.json" ] || python3 "$here/report.py" "$results"
+	ls "$results"/*.json >/dev/null 2>&1 && python3 "$here/report.py" "$results"
 	python3 "$here/faults_report.py" "$results"
 	echo "bench: samples are in $results"
 fi
