@@ -3,7 +3,7 @@
 //! Invariant: every message names its object (reference and host, layer and entry, or file), and
 //! [`ImageError::kind`] is enough for a caller to choose a status code.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{fmt, io, path::PathBuf, sync::Arc};
 
 use crate::{digest::Digest, reference::InvalidReference};
 
@@ -28,6 +28,22 @@ pub enum ErrorKind {
     FailedPrecondition,
     /// A fault of this machine or of ours.
     Internal,
+}
+
+impl ErrorKind {
+    /// The class of what several hosts, none of which decides alone, have answered: what may pass, then what the
+    /// caller can mend, then what is wrong; "it is not here" is the least, as a mirror may well say so.
+    pub(crate) fn of_all(kinds: &[Self]) -> Self {
+        let telling = [
+            Self::Unavailable,
+            Self::ResourceExhausted,
+            Self::Unauthenticated,
+            Self::PermissionDenied,
+            Self::DataLoss,
+        ];
+        let first = telling.into_iter().find(|kind| kinds.contains(kind));
+        first.or(kinds.last().copied()).unwrap_or(Self::Internal)
+    }
 }
 
 /// Why an operation on images failed.
@@ -130,6 +146,35 @@ impl From<rustix::io::Errno> for UnpackError {
     }
 }
 
+/// Where a digest stands that a layer must have. The blob's own is looked at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promise {
+    /// That of the blob, in the manifest.
+    Manifest,
+    /// That of the unpacked archive, in the image's configuration: of a blob that is what the manifest promises.
+    Configuration,
+}
+
+impl Promise {
+    fn mend(self) -> &'static str {
+        match self {
+            Self::Manifest => "the registry or a proxy serves damaged content",
+            Self::Configuration => "the image was built wrong: build and push it again",
+        }
+    }
+}
+
+impl fmt::Display for Promise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Manifest => "the blob's digest is wrong: the manifest",
+            Self::Configuration => {
+                "the unpacked archive's digest is wrong: the image configuration (rootfs.diff_ids)"
+            }
+        })
+    }
+}
+
 /// Why a layer was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
@@ -142,14 +187,10 @@ pub enum UnpackError {
         reason: String,
     },
     /// The content is not what its digest promises.
-    #[error(
-        "{what} is {actual}, the {promised_by} promises {expected}; the registry or a proxy serves damaged content"
-    )]
+    #[error("{promise} promises {expected}, and it is {actual}; {}", promise.mend())]
     Digest {
-        /// Which digest: of the blob or of the unpacked archive.
-        what: &'static str,
-        /// Where the promise stands.
-        promised_by: &'static str,
+        /// Which digest, and where it stands.
+        promise: Promise,
         /// The promise.
         expected: Digest,
         /// What the content has.

@@ -9,7 +9,7 @@ use crate::{
     Credentials, Digest, Limits, Platform, Reference, archive, credentials, hosts, manifest,
     registry::{
         Document,
-        auth::{self, Bearer, Challenge},
+        challenge::{self, Bearer, Challenge},
     },
     unpack::{Arriving, Expected, KeepNothing, Piece, Want, unpack},
 };
@@ -122,5 +122,5 @@ pub fn challenge(headers: &[String]) -> Option<Option<(String, Option<String>, O
 
 /// The token in a token service's answer.
 pub fn token(json: &[u8]) -> Option<String> {
-    auth::read_token(json)
+    challenge::read_token(json)
 }

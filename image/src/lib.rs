@@ -230,7 +230,8 @@ impl Images {
     }
 
     /// Imports all images of an archive that run here: an OCI image layout or what `docker save` writes, plain
-    /// or compressed (gzip, zstd). All of them are taken or, on any error, none, and nothing of it remains.
+    /// or compressed (gzip, zstd). All of them are taken or, on any error, none, and nothing of it remains (a tag
+    /// that one of them had taken from another image by then is gone).
     ///
     /// Dropping the future cancels the import as soon as `input` gives its next bytes.
     pub async fn import(

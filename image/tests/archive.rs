@@ -168,10 +168,12 @@ async fn a_pulled_image_is_exported_from_its_registry_or_not_at_all() {
     // Damaged on the way, and gone: no archive, and words that help.
     let layer = format!("/v2/team/app/blobs/{}", image.layers[0]);
     let size = image.blobs[&image.layers[0]].len();
-    registry.put(&layer, "application/octet-stream", &vec![7; size]);
-    let error = export(&site.images, &name.to_string()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::DataLoss, "{error}");
-    assert!(error.to_string().contains(&image.layers[0]), "{error}");
+    for wrong in [size, size + (8 << 20)] {
+        registry.put(&layer, "application/octet-stream", &vec![7; wrong]);
+        let error = export(&site.images, &name.to_string()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DataLoss, "{error}");
+        assert!(error.to_string().contains(&image.layers[0]), "{error}");
+    }
     for name in ["v1".to_owned(), image.digest()] {
         registry.put(&format!("/v2/team/app/manifests/{name}"), MANIFEST, b"{}");
     }

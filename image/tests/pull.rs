@@ -280,10 +280,47 @@ async fn images_survive_a_restart_and_damage_harms_one() {
     assert_eq!(images.find(&registry.name("good").to_string()).unwrap().id, good.id());
     assert_eq!(images.damaged().len(), 1);
     assert_eq!(images.damaged()[0].0, record);
-    assert_eq!(images.usage(), usage);
+    let records = (usage.bytes - images.usage().bytes, usage.inodes - images.usage().inodes);
+    assert_eq!(records, (4096, 1), "its layer is still there");
     assert_eq!(std::fs::read_dir(config.dir.join("ingest")).unwrap().count(), 0);
     images.pull(&registry.name("bad"), None, None).await.unwrap();
     assert_eq!(images.list().len(), 2, "a new pull heals it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moved_does_not_come_back_and_a_damaged_holder_does_not_keep_it() {
+    if !is_root() {
+        return;
+    }
+    let registry = TestRegistry::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { dir: dir.path().join("images"), ..Config::default() };
+    let (name, old, new) = (registry.name("app:1"), small("old"), small("new"));
+    let record = config.dir.join("images").join(format!("{}.json", &old.id()["sha256:".len()..]));
+    let tags = |images: &Images, id: &str| images.find(id).unwrap().tags.clone();
+    let images = Images::open(config.clone()).await.unwrap();
+    registry.push("app", "1", &old);
+    images.pull(&name, None, None).await.unwrap();
+    let before = std::fs::read(&record).unwrap();
+    std::fs::write(&record, b"{\"half").unwrap();
+    registry.push("app", "1", &new);
+    images.pull(&name, None, None).await.unwrap();
+    assert_eq!(tags(&images, &new.id()), [name.to_string()]);
+    assert!(tags(&images, &old.id()).is_empty());
+    drop(images);
+    // As a power cut leaves it between the two records.
+    std::fs::write(&record, before).unwrap();
+    let images = Images::open(config.clone()).await.unwrap();
+    assert_eq!(images.find(&name.to_string()).unwrap().id, new.id());
+    images.remove(&new.id()).await.unwrap();
+    drop(images);
+    let images = Images::open(config).await.unwrap();
+    assert_eq!(
+        images.find(&name.to_string()).map(|image| image.id.clone()),
+        None,
+        "the old image has it again"
+    );
+    assert!(tags(&images, &old.id()).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

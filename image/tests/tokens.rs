@@ -152,3 +152,29 @@ async fn a_redirect_to_elsewhere_takes_no_credentials_and_no_headers_along() {
         assert_eq!(["authorization", "x-key"].iter().find(|name| kept(name)), None);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_a_redirect_leads_to_is_not_told_who_we_are() {
+    if !is_root() {
+        return;
+    }
+    let (service, issued) = service(false).await;
+    for asks in ["Basic realm=\"x\"".to_owned(), format!("Bearer realm=\"http://{}/token\"", service.address)]
+    {
+        let storage = Scripted::start(move |_: &Request| challenge(asks.clone())).await;
+        let to = storage.address.clone();
+        let policy = move |request: &Request| {
+            let blob = request.path.contains("/blobs/");
+            blob.then(|| (307, vec![("location", format!("http://{to}/stored"))], Vec::new()))
+        };
+        let registry = Scripted::start(policy).await;
+        registry.push("/v2/app", "1", &TestImage::new("app", &[Tar::new().file("f", b"x").build()]));
+        let site = Site::new().await;
+        let error = site.images.pull(&name(&registry), basic(), None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
+        let told =
+            storage.requests().into_iter().find(|request| request.headers.contains_key("authorization"));
+        assert!(storage.count("/stored") > 0 && told.is_none(), "{told:?}");
+    }
+    assert_eq!(issued.load(Ordering::SeqCst), 0, "the storage's token service has our password");
+}

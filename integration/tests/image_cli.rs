@@ -259,8 +259,10 @@ async fn what_the_store_says_it_takes_is_what_is_on_disk() {
         (told.used_bytes.unwrap_or_default().value, told.inodes_used.unwrap_or_default().value);
     let images = rig.places.state().join("images");
     let du = |options: &str| {
-        let script =
-            format!("du -c {options} {0}/layers/*/fs {0}/blobs/* | tail -1 | cut -f1", images.display());
+        let script = format!(
+            "du -c {options} {0}/layers/* {0}/blobs/* {0}/images/* | tail -1 | cut -f1",
+            images.display()
+        );
         ["sh".to_owned(), "-c".to_owned(), script]
     };
     let bytes: u64 = rig.machine.run_well(du("-s -B1")).await.unwrap().trim().parse().unwrap();

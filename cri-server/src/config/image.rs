@@ -21,7 +21,8 @@ pub struct ImageConfig {
     /// Directories in which the credential helpers (`docker-credential-NAME`) that these files name are looked
     /// for, in order.
     pub credential_helper_dirs: Vec<PathBuf>,
-    /// Layers of one pull that are fetched and unpacked side by side.
+    /// Layers that are fetched and unpacked side by side, of all pulls together. Each keeps more than one processor
+    /// busy, so the default is one for each processor, and from 2 to 4.
     pub parallel_layers: usize,
     /// References of images that are never collected.
     pub pinned: Vec<String>,
@@ -44,7 +45,7 @@ impl Default for ImageConfig {
                 .to_vec(),
             credential_files: credential_files(std::env::var_os("DOCKER_CONFIG").map(PathBuf::from)),
             credential_helper_dirs: ["/usr/local/bin", "/usr/bin", "/bin"].map(PathBuf::from).to_vec(),
-            parallel_layers: 4,
+            parallel_layers: std::thread::available_parallelism().map_or(2, |all| all.get().clamp(2, 4)),
             pinned: Vec::new(),
             stall_timeout_seconds: 30,
             keep_imported_blobs: true,

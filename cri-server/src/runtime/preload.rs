@@ -65,7 +65,8 @@ impl Runtime {
         }
         let read = ledger.clone();
         let before = blocking("preload", move || Ok(remembered(&read))).await?;
-        let mut now = BTreeMap::new();
+        let mut now = before.clone();
+        now.retain(|path, _| archives.iter().any(|(there, _)| there == path));
         for (path, mut seen) in archives {
             let known =
                 before.get(&path).filter(|known| seen == Seen { images: Vec::new(), ..(*known).clone() });
@@ -75,11 +76,14 @@ impl Runtime {
                     Ok(images) => seen.images = images,
                     Err(error) => {
                         self.not_preloaded(&path, &error);
+                        now.remove(&path);
                         continue;
                     }
                 },
             }
-            now.insert(path, seen);
+            if now.insert(path, seen.clone()) == Some(seen) {
+                continue;
+            }
             // After each, so that a daemon that ends does not begin anew.
             let (place, text) = (ledger.clone(), serde_json::to_vec(&now));
             let text = text.map_err(|error| Error::failed("preload", &error))?;

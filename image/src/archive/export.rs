@@ -250,7 +250,8 @@ async fn layer(
             }
         }
     };
-    let take = async {
+    // Owns its end of the channel, so that who supplies goes no further when it ends early.
+    let take = async move {
         let (mut hasher, mut done) = (Hasher::like(&layer.digest), 0);
         while let Some(Piece::Data(data)) = arriving.recv().await {
             done += data.len() as u64;
@@ -261,7 +262,6 @@ async fn layer(
             writer.send(data).await?;
             moved(done);
         }
-        arriving.close();
         Ok((done == layer.size).then(|| hasher.finish()))
     };
     let (supplied, taken) = tokio::join!(supply, take);

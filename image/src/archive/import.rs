@@ -60,9 +60,7 @@ fn run(
     let lease = inner.store.layers.lease(chains.clone());
     let making = Making { inner, origin: &options.origin, wanted };
     let made = making.layers(&plan.images, options.progress.clone());
-    let images = made.and_then(|()| {
-        plan.images.iter().map(|image| making.record(image)).collect::<Result<Vec<Arc<Image>>, _>>()
-    });
+    let images = made.and_then(|()| making.record_all(&plan.images));
     drop(lease);
     if images.is_err() {
         let new = |chain: &ChainId| chains.contains(chain) && !before.contains(chain);
@@ -116,6 +114,26 @@ impl Making<'_> {
             teller.layer(number, LayerStage::Done, file.size);
         }
         Ok(())
+    }
+
+    /// Records the images; when one cannot be, those that came with this archive go again.
+    fn record_all(&self, images: &[Planned]) -> Result<Vec<Arc<Image>>, ImageError> {
+        let mut recorded: Vec<(Arc<Image>, bool)> = Vec::new();
+        for image in images {
+            let new = self.inner.store.find(image.config.digest.as_str()).is_none();
+            match self.record(image) {
+                Ok(image) => recorded.push((image, new)),
+                Err(error) => {
+                    for (image, _) in recorded.iter().filter(|(_, new)| *new) {
+                        if let Err(error) = self.inner.store.remove(&image.id) {
+                            tracing::warn!(image = image.id, %error, "image of an archive that was refused is not removed");
+                        }
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(recorded.into_iter().map(|(image, _)| image).collect())
     }
 
     fn record(&self, image: &Planned) -> Result<Arc<Image>, ImageError> {

@@ -5,10 +5,13 @@
 
 use std::{
     collections::HashMap,
-    io,
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use rustix::io::Errno;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::AbortHandle,
@@ -22,15 +25,21 @@ use super::{
 use crate::{
     Inner,
     digest::{ChainId, Digest},
-    error::{ImageError, UnpackError},
+    error::{ErrorKind, ImageError, Promise, UnpackError},
     manifest::Blob,
     registry::{Came, Session, Source, Wish},
-    store::layers::{Ingest, LayerRecord, Layers},
+    store::{
+        layers::{Ingest, LayerRecord, Layers},
+        tree::Contents,
+    },
     unpack::{self, Arriving, Budget, Expected, KeepNothing, Kept, Limits, Piece, Unpacked, Want, Wanted},
 };
 
 /// Pieces of a blob between network and unpacker; each is at most what hyper reads at once (400 KiB).
-const PIECES: usize = 6;
+const PIECES: usize = 4;
+
+/// Most bytes of memory that all layers take which wait for those below them.
+const MOST_PARKED: u64 = 256 << 20;
 
 /// Layers under way.
 pub(crate) struct Underway {
@@ -38,16 +47,40 @@ pub(crate) struct Underway {
     permits: Semaphore,
     limits: Limits,
     pub(crate) partials: Arc<Partials>,
+    /// Bytes of memory that layers take which wait for those below them.
+    parked: AtomicU64,
 }
 
 impl Underway {
     pub(crate) fn new(parallel: usize, limits: Limits, partials: Arc<Partials>) -> Self {
-        Self { tasks: Mutex::default(), permits: Semaphore::new(parallel.max(1)), limits, partials }
+        let permits = Semaphore::new(parallel.max(1));
+        Self { tasks: Mutex::default(), permits, limits, partials, parked: AtomicU64::new(0) }
     }
 
     /// Bounds on one unpacked layer.
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
+    }
+}
+
+/// The right to take memory while other layers are waited for.
+struct Parked<'a> {
+    all: &'a AtomicU64,
+    weight: u64,
+}
+
+impl<'a> Parked<'a> {
+    /// `None` when all together would take too much.
+    fn new(all: &'a AtomicU64, weight: u64) -> Option<Self> {
+        let others = all.fetch_add(weight, Ordering::Relaxed);
+        let parked = Self { all, weight };
+        (others.saturating_add(weight) <= MOST_PARKED).then_some(parked)
+    }
+}
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.weight, Ordering::Relaxed);
     }
 }
 
@@ -150,23 +183,45 @@ impl Making {
         drop(permit);
         // Layers are sealed side by side, so that one sync serves many; one that must look into the layers below
         // waits for these first.
-        let looks_below = !(unpacked.links.is_empty() && unpacked.implicit.is_empty());
-        if let Some(parent) = parent.as_ref().filter(|_| looks_below) {
-            parent.done().await?;
-        }
+        let unpacked = match parent.as_ref().filter(|_| unpacked.looks_below()) {
+            Some(parent) => self.wait_below(parent, unpacked).await?,
+            None => unpacked,
+        };
         let (ingest, unpacked) = self.borrow(ingest, unpacked).await?;
         let blob = (job.blob.digest.clone(), job.blob.size);
         let record = LayerRecord::new(job.chain.clone(), job.diff_id.clone(), blob, &unpacked);
         let lowers = job.lowers.clone();
         let sealing = tokio::task::spawn_blocking(move || ingest.seal(record, &unpacked, &lowers));
         let sealed = sealing.await.map_err(|_| self.cancelled())??;
-        if let Some(parent) = parent {
-            parent.done().await?;
-        }
+        // Whole by itself, it counts whatever becomes of those below; what stands on it waits for all of them.
         let committed = tokio::task::spawn_blocking(move || sealed.commit());
         committed.await.map_err(|_| self.cancelled())??;
         add(&inner.counters.layers, 1);
-        Ok(())
+        match parent {
+            Some(parent) => parent.done().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for the layers below. What is known of the layer lies in memory meanwhile, without a permit.
+    async fn wait_below(&self, parent: &LayerTask, mut unpacked: Unpacked) -> Result<Unpacked, ImageError> {
+        if unpacked.contents.are_many() && parent.state().outcome.is_none() {
+            unpacked.contents = Contents::default();
+        }
+        let Some(_parked) = Parked::new(&self.inner.underway.parked, unpacked.weight()) else {
+            let reason = format!(
+                "the links and directories of the layers that wait for those below them take more than {} MiB of memory",
+                MOST_PARKED >> 20
+            );
+            let (reference, layer) = (self.session.reference.to_string(), self.job.blob.digest.clone());
+            return Err(ImageError::Layer {
+                reference,
+                layer,
+                source: Arc::new(UnpackError::TooLarge(reason)),
+            });
+        };
+        parent.done().await?;
+        Ok(unpacked)
     }
 
     /// Fetches a layer anew whose content was wrong: from one host after another, each time all of it, so that what
@@ -178,26 +233,25 @@ impl Making {
         error: Arc<UnpackError>,
     ) -> Result<(Ingest, Unpacked), ImageError> {
         let (reference, layer) = (&self.session.reference, &self.job.blob.digest);
-        let (mut kind, mut reasons) = (error.kind(), Vec::new());
+        let (mut kinds, mut reasons) = (vec![error.kind()], Vec::new());
         let from = wrong.as_ref().map_or_else(|| "pieces".to_owned(), Source::address);
         tracing::warn!(image = %reference, %layer, %from, %error, "layer is wrong; it is asked for elsewhere or anew");
         if let Some(wrong) = &wrong {
             reasons.push(format!("{}: {error}", wrong.address()));
         }
-        let address = wrong.as_ref().map(Source::address);
         let others: Vec<Source> =
-            sources.into_iter().filter(|source| Some(source.address()) != address).collect();
+            sources.into_iter().filter(|source| Some(source) != wrong.as_ref()).collect();
         for (index, source) in others.iter().enumerate() {
             add(&self.inner.counters.refetched, 1);
             let is_last = index + 1 == others.len();
             let reason = match self.attempt(false, std::slice::from_ref(source), is_last).await {
                 Ok(Attempt::Unpacked(ingest, unpacked)) => return Ok((ingest, unpacked)),
                 Ok(Attempt::Wrong(_, error)) => {
-                    kind = error.kind();
+                    kinds.push(error.kind());
                     error.to_string()
                 }
-                Err(ImageError::Registry { kind: class, reason, .. }) => {
-                    kind = class;
+                Err(ImageError::Registry { kind, reason, .. }) => {
+                    kinds.push(kind);
                     reason
                 }
                 Err(other) => return Err(other),
@@ -206,6 +260,7 @@ impl Making {
             reasons.push(format!("{}: {reason}", source.address()));
         }
         let (reference, reasons) = (reference.to_string(), reasons.join("; "));
+        let kind = ErrorKind::of_all(&kinds);
         Err(ImageError::LayerNowhere { reference, layer: layer.clone(), reasons, kind })
     }
 
@@ -242,7 +297,9 @@ impl Making {
         let unpacking = self.unpacking(arriving, partial, want.watched());
         let moved = |received: u64| {
             state.send_modify(|state| {
-                add(&inner.counters.fetched, received.saturating_sub(state.received));
+                let more = received.saturating_sub(state.received);
+                add(&inner.counters.fetched, more);
+                inner.store.layers.arrived(more);
                 state.received = received;
             });
         };
@@ -256,7 +313,9 @@ impl Making {
         match (downloaded, unpacked) {
             (Err(error), _) => Err(error),
             (Ok(_), Ok((ingest, unpacked))) => Ok(Attempt::Unpacked(ingest, unpacked)),
-            (Ok(came), Err(ImageError::Layer { source, .. })) if !says_nothing_of_the_blob(&source) => {
+            (Ok(came), Err(ImageError::Layer { source, .. }))
+                if !says_nothing_of_the_blob(&source) && !is_of_the_image(&source) =>
+            {
                 let whole = match came {
                     Came::WholeFrom(source) => Some(source).filter(|_| from == 0),
                     Came::InPieces => None,
@@ -312,17 +371,35 @@ impl Making {
     }
 }
 
-/// Whether a layer could not be unpacked for a reason that is not in its bytes: the download ended, or the disk has no
-/// room. Otherwise these bytes may be another's than the layer's, and are not used again.
+/// Whether a layer could not be unpacked for a reason that is not in its bytes: the download ended, or this machine
+/// is in trouble. Otherwise these bytes may be another's than the layer's, and are not used again.
 fn says_nothing_of_the_blob(error: &UnpackError) -> bool {
     match error {
         UnpackError::Abandoned => true,
-        UnpackError::Io { source, .. } => matches!(
-            source.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
-        ),
+        // Others may come of what an entry says of itself: EINVAL, EFBIG, EMLINK, E2BIG.
+        UnpackError::Io { source, .. } => source.raw_os_error().is_some_and(|raw| {
+            [
+                Errno::IO,
+                Errno::NOSPC,
+                Errno::DQUOT,
+                Errno::ROFS,
+                Errno::NOMEM,
+                Errno::MFILE,
+                Errno::NFILE,
+                Errno::AGAIN,
+                Errno::ACCESS,
+                Errno::PERM,
+                Errno::STALE,
+            ]
+            .contains(&Errno::from_raw_os_error(raw))
+        }),
         _ => false,
     }
+}
+
+/// Whether a layer was refused although its bytes are what the manifest promises: no host has others.
+fn is_of_the_image(error: &UnpackError) -> bool {
+    matches!(error, UnpackError::Digest { promise: Promise::Configuration, .. })
 }
 
 /// Unpacks a layer; on failure nothing of it remains but what was kept of its blob, unless that is wrong. Blocks.

@@ -1,7 +1,8 @@
 //! Pulling: manifest, configuration, layers side by side, and the record that makes the image count.
 //!
 //! A layer under way is a task of its own (`layer`), shared by every pull that wants it and ended when the last
-//! of them is gone. Layers are unpacked and synced in any order; each becomes complete after the one below it.
+//! of them is gone. Layers are unpacked, synced and committed in any order; the task of each ends after that of the
+//! one below it.
 //!
 //! Invariant: a dropped pull leaves whole layers, and of the others at most the beginnings of their blobs
 //! (`partial`).

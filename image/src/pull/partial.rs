@@ -22,7 +22,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -105,14 +105,11 @@ impl Partials {
         }
         let path = self.dir.join(digest.as_str().replace(':', "-"));
         let claim = Claim::new(self, path)?;
-        let held = fs::symlink_metadata(&claim.path).map_or(0, |found| found.len());
-        let room = self.make_room(size.min(self.limit).saturating_sub(held));
         match self.open_file(&claim.path, size) {
             Ok((file, held)) => {
-                let since = Instant::now();
-                let waiting = Waiting { pieces: Vec::new(), bytes: 0, size, since };
-                let waiting = Some(waiting).filter(|_| held == 0);
-                Some(Partial { claim, file: Some(file), held, length: held, room, full: false, waiting })
+                let waiting = Some(Waiting::default()).filter(|_| held == 0);
+                let (file, length) = (Some(file), held);
+                Some(Partial { claim, file, size, held, length, room: None, full: false, waiting })
             }
             Err(error) => {
                 tracing::debug!(path = %claim.path.display(), %error, "blob not kept");
@@ -212,11 +209,13 @@ pub(crate) struct Partial {
     claim: Claim,
     /// `None` once it is deleted.
     file: Option<File>,
+    /// Size of the whole blob, as its manifest says.
+    size: u64,
     /// Bytes an earlier pull kept.
     held: u64,
     length: u64,
-    /// Bytes that all files together may have.
-    room: u64,
+    /// Bytes that all files together may have; looked up, and others deleted for it, when the first byte is kept.
+    room: Option<u64>,
     /// No more is kept: after a gap nothing would be worth anything.
     full: bool,
     /// The first bytes, until it is known how fast they come.
@@ -224,18 +223,18 @@ pub(crate) struct Partial {
 }
 
 /// The first bytes of a blob, which are kept if it takes long enough to fetch it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Waiting {
     pieces: Vec<Bytes>,
     bytes: u64,
-    size: u64,
-    since: Instant,
+    /// Spent on waiting for the network: what the unpacker takes is spent again on what was kept.
+    waited: Duration,
 }
 
 impl Waiting {
-    /// How long the blob takes, as far as its beginning tells.
-    fn expected(&self) -> Duration {
-        self.since.elapsed().mul_f64(self.size as f64 / self.bytes.max(1) as f64)
+    /// How long one waits for a blob of `size`, as far as its beginning tells.
+    fn expected(&self, size: u64) -> Duration {
+        self.waited.mul_f64(size as f64 / self.bytes.max(1) as f64)
     }
 }
 
@@ -275,14 +274,15 @@ impl Kept for Partial {
         }
     }
 
-    fn keep(&mut self, bytes: &Bytes) {
+    fn keep(&mut self, bytes: &Bytes, waited: Duration) {
         let Some(waiting) = &mut self.waiting else { return self.append(bytes) };
         waiting.pieces.push(bytes.clone());
         waiting.bytes += bytes.len() as u64;
+        waiting.waited += waited;
         if waiting.bytes < SMALLEST {
             return;
         }
-        if waiting.expected() < self.claim.partials.worth {
+        if waiting.expected(self.size) < self.claim.partials.worth {
             (self.full, self.waiting) = (true, None);
         } else {
             self.append_waiting();
@@ -301,8 +301,10 @@ impl Partial {
         let partials = &self.claim.partials;
         let Some(file) = self.file.as_mut().filter(|_| !self.full) else { return };
         let more = bytes.len() as u64;
+        let rest = self.size.min(partials.limit).saturating_sub(self.length);
+        let room = *self.room.get_or_insert_with(|| partials.make_room(rest));
         // What is there stays worth something when no more of it fits.
-        if partials.usage().bytes.saturating_add(more) > self.room {
+        if partials.usage().bytes.saturating_add(more) > room {
             self.full = true;
             return;
         }
@@ -332,7 +334,7 @@ mod tests {
             let partials = Partials::open(dir.path(), 1 << 30, worth).unwrap();
             let mut partial = partials.take(&digest, size).unwrap();
             let held = partial.held();
-            (0..pieces).for_each(|_| partial.keep(&piece));
+            (0..pieces).for_each(|_| partial.keep(&piece, Duration::from_secs(1)));
             drop(partial);
             let usage = partials.usage();
             let kept = fs::metadata(dir.path().join("partial").join(digest.as_str().replace(':', "-")));
@@ -340,7 +342,8 @@ mod tests {
             assert_eq!(usage.inodes, u64::from(kept.is_ok()));
             (held >> 20, usage.bytes >> 20)
         };
-        let (never, always) = (Duration::from_secs(1 << 20), Duration::ZERO);
+        // Of 16 MiB, a second each.
+        let (never, always) = (Duration::from_secs(17), Duration::from_secs(16));
         assert_eq!(pull(never, 5), (0, 0), "fast");
         assert_eq!(pull(never, 3), (0, 3), "stopped before that was known");
         assert_eq!(pull(never, 2), (3, 5), "what is begun is gone on with");

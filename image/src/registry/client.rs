@@ -110,6 +110,7 @@ impl HostClient {
         silence: Duration,
     ) -> Result<Response, Failure> {
         let repository = reference.repository();
+        let own = self.url(reference, &ask.path)?.origin();
         let mut authorization = self.auth.granted(repository);
         let mut answered = false;
         loop {
@@ -120,7 +121,8 @@ impl HostClient {
             match response.status() {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
                 StatusCode::RANGE_NOT_SATISFIABLE if ask.offset > 0 => return Ok(response),
-                StatusCode::UNAUTHORIZED if !answered => {
+                // A challenge of whom a redirect led to is none of this host's: it is not told who we are.
+                StatusCode::UNAUTHORIZED if !answered && response.url().origin() == own => {
                     let headers = response.headers().get_all(WWW_AUTHENTICATE);
                     let challenges: Vec<String> =
                         headers.iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect();
@@ -284,7 +286,8 @@ impl HostClient {
 
     /// The host as messages name it.
     pub(super) fn address(&self) -> String {
-        format!("{}://{}", self.host.scheme, self.host.authority)
+        let Host { scheme, authority, path, .. } = &self.host;
+        format!("{scheme}://{authority}{}", path.strip_suffix("/v2").unwrap_or(path))
     }
 }
 

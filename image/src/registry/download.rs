@@ -45,6 +45,12 @@ pub(crate) struct Wish<'a> {
 #[derive(Clone)]
 pub(crate) struct Source(Arc<HostClient>);
 
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 impl Source {
     /// Its address, for messages.
     pub(crate) fn address(&self) -> String {
@@ -113,7 +119,8 @@ impl Session {
                 add(&self.counters.retries, 1);
             }
         }
-        Err(self.in_one(failed))
+        let decides = sources.last().is_some_and(|source| source.0.host.upstream);
+        Err(self.in_one(failed, decides))
     }
 }
 

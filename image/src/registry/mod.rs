@@ -12,7 +12,8 @@
 //!
 //! Does not interpret manifests and writes no files.
 
-pub(crate) mod auth;
+mod auth;
+pub(crate) mod challenge;
 mod client;
 mod download;
 
@@ -243,13 +244,19 @@ impl Session {
                 add(&self.counters.retries, 1);
             }
         }
-        Err(self.in_one(failed))
+        let decides = hosts.last().is_some_and(|client| client.host.upstream);
+        Err(self.in_one(failed, decides))
     }
 
-    /// The last error, with what the hosts before said, and why there were no credentials.
-    fn in_one(&self, mut errors: Vec<ImageError>) -> ImageError {
+    /// The last error, with what the hosts before said, and why there were no credentials. `decides`: the last was
+    /// the registry itself.
+    fn in_one(&self, mut errors: Vec<ImageError>, decides: bool) -> ImageError {
+        let kinds: Vec<ErrorKind> = errors.iter().map(ImageError::kind).collect();
         let Some(mut last) = errors.pop() else { return self.no_host() };
         if let ImageError::Registry { reason, kind, .. } = &mut last {
+            if !decides {
+                *kind = ErrorKind::of_all(&kinds);
+            }
             for error in &errors {
                 if let ImageError::Registry { host, reason: said, .. } = error {
                     reason.push_str(&format!("; asked before, {host}: {said}"));

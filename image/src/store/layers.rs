@@ -24,19 +24,22 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use rustix::fs::{CWD, Mode, OFlags};
 
 pub(crate) use self::ingest::Ingest;
-use super::{Usage, blobs::Staging, record, sync::GroupSync, trash::Trash};
+use super::{BLOCK, Usage, blobs::Staging, record, sync::GroupSync, trash::Trash};
 use crate::{
     digest::{ChainId, Digest},
     error::ImageError,
     unpack::Unpacked,
 };
+
+/// Bytes of blobs after which what was unpacked of them is written back: unpacked, some three times as many.
+const WRITE_BACK: u64 = 48 << 20;
 
 /// What is known about a complete layer; also its record on disk.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -57,6 +60,12 @@ pub(crate) struct LayerRecord {
 }
 
 impl LayerRecord {
+    /// Counts what stands beside the layer's files: its directory, this record, and the file `tree` of this length.
+    fn count_notes(&mut self, tree: u64) {
+        self.bytes += 2 * BLOCK + tree.next_multiple_of(BLOCK);
+        self.inodes += 3;
+    }
+
     pub(crate) fn new(chain: ChainId, diff_id: Digest, blob: (Digest, u64), unpacked: &Unpacked) -> Self {
         let Unpacked { bytes, inodes, root_entry, .. } = *unpacked;
         Self {
@@ -105,6 +114,9 @@ pub(crate) struct Layers {
     ingest: PathBuf,
     trash: Arc<Trash>,
     sync: GroupSync,
+    /// Bytes of blobs that have arrived since what lay in memory was written back, and whether that is under way.
+    arrived: AtomicU64,
+    writing_back: AtomicBool,
     next: AtomicU64,
     unreadable: Vec<PathBuf>,
     index: Mutex<Index>,
@@ -205,7 +217,9 @@ impl Layers {
         // Open for as long as layers are made: a write that fails meanwhile is reported by its next sync.
         let file_system = open_directory(&layers)?;
         let sync = GroupSync::new(Box::new(move || rustix::fs::syncfs(&file_system)));
-        Ok(Self { dir: layers, ingest, trash, sync, next, unreadable, index: Mutex::new(index) })
+        let (arrived, writing_back) = (AtomicU64::new(0), AtomicBool::new(false));
+        let index = Mutex::new(index);
+        Ok(Self { dir: layers, ingest, trash, sync, arrived, writing_back, next, unreadable, index })
     }
 
     /// Throws away the layers whose records could not be read. Not while there is a snapshot that misses
@@ -297,6 +311,25 @@ impl Layers {
         let ingest = Ingest { layers: Arc::clone(self), number, writing, path: Some(path.clone()) };
         make(&path.join("fs"))?;
         Ok(ingest)
+    }
+
+    /// Notes that bytes of blobs have arrived, which are being unpacked. From time to time what lies in memory is
+    /// written back meanwhile, so that the sync at the end has little left to do.
+    pub(crate) fn arrived(self: &Arc<Self>, bytes: u64) {
+        let waiting = self.arrived.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if waiting < WRITE_BACK || self.writing_back.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.arrived.store(0, Ordering::Relaxed);
+        let layers = Arc::clone(self);
+        let work = move || {
+            // A failure is told to all who are writing, by their own sync.
+            let _ = layers.sync.sync(layers.sync.writing());
+            layers.writing_back.store(false, Ordering::Release);
+        };
+        if std::thread::Builder::new().name("write-back".to_owned()).spawn(work).is_err() {
+            self.writing_back.store(false, Ordering::Release);
+        }
     }
 
     /// Makes a layer count that is in its place. Blocks.

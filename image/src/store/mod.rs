@@ -55,6 +55,9 @@ pub struct Usage {
     pub inodes: u64,
 }
 
+/// What file systems round the sizes of files and directories up to.
+pub(crate) const BLOCK: u64 = 4096;
+
 /// All images of a directory.
 pub(crate) struct Store {
     records: PathBuf,
@@ -141,7 +144,11 @@ impl Store {
             *stamp = (*stamp).max(tag.stamp);
         }
         for mut record in records {
+            let all = record.tags.len();
             record.tags.retain(|tag| newest.get(&tag.name) == Some(&tag.stamp));
+            if record.tags.len() < all {
+                self.keep_untagged(&record);
+            }
             let highest = record.tags.iter().map(|tag| tag.stamp).max().unwrap_or(0);
             let mut state = self.state();
             state.stamp = state.stamp.max(highest);
@@ -188,8 +195,9 @@ impl Store {
             pinned,
         });
         let lease = self.layers.lease(record.layers.clone());
+        let room = serde_json::to_vec(&record).map_or(0, |json| json.len() as u64).next_multiple_of(BLOCK);
         record.config = String::new();
-        let earlier = self.state().insert(Entry { record, image: Arc::clone(&image), _lease: lease });
+        let earlier = self.state().insert(Entry { record, image: Arc::clone(&image), room, _lease: lease });
         drop(earlier);
         Ok(image)
     }
@@ -227,13 +235,26 @@ impl Store {
         record.config.clone_from(&arrival.config);
         self.complete(&mut record)?;
         record::write(&self.path(&record.id), &record)?;
+        let image = self.publish(record).map_err(internal)?;
         for mut loser in losers {
+            self.state().untag(loser.id.as_str(), &arrival.tags, &self.pinned);
             loser.tags.retain(|held| !arrival.tags.contains(&held.name));
-            self.complete(&mut loser)?;
-            record::write(&self.path(&loser.id), &loser)?;
-            self.publish(loser).map_err(internal)?;
+            match self.complete(&mut loser) {
+                Ok(()) => self.keep_untagged(&loser),
+                Err(error) => {
+                    tracing::warn!(image = %loser.id, %error, "the record that lost a tag is not to be read")
+                }
+            }
         }
-        self.publish(record).map_err(internal)
+        Ok(image)
+    }
+
+    /// Writes the record of an image that has lost a tag to another. Without that the other, being newer, has it all
+    /// the same after a restart, until it is removed. Blocks.
+    fn keep_untagged(&self, record: &ImageRecord) {
+        if let Err(error) = record::write(&self.path(&record.id), record) {
+            tracing::warn!(image = %record.id, %error, "it is not on disk that the image has lost a tag");
+        }
     }
 
     /// Gives a record without its configuration that of the record on disk. Blocks.
@@ -291,10 +312,13 @@ impl Store {
         self.layers.stage()
     }
 
-    /// What all images take on disk: their layers, and the blobs that are kept.
+    /// What all images take on disk: their layers, the blobs that are kept, and their records.
     pub(crate) fn usage(&self) -> Usage {
-        let (layers, blobs) = (self.layers.usage(), self.blobs.usage());
-        Usage { bytes: layers.bytes + blobs.bytes, inodes: layers.inodes + blobs.inodes }
+        let (layers, blobs, records) = (self.layers.usage(), self.blobs.usage(), self.state().usage);
+        Usage {
+            bytes: layers.bytes + blobs.bytes + records.bytes,
+            inodes: layers.inodes + blobs.inodes + records.inodes,
+        }
     }
 
     /// Deletes blobs that no image wants; who calls it holds the writer lock. While a record cannot be read

@@ -48,6 +48,11 @@ impl Contents {
         self.0.push((inode, hash));
     }
 
+    /// Whether there are so many that they are rather read again than kept while something else is waited for.
+    pub(crate) fn are_many(&self) -> bool {
+        self.0.len() > 1 << 16
+    }
+
     /// Makes it fit to be looked up in.
     pub(crate) fn sorted(mut self) -> Self {
         self.0.sort_unstable();

@@ -38,6 +38,13 @@ pub(crate) struct Link {
     pub(super) target: Vec<u8>,
 }
 
+impl Link {
+    /// Bytes of memory it takes.
+    pub(super) fn weight(&self) -> u64 {
+        (self.name.len() + self.target.len() + size_of::<Self>()) as u64
+    }
+}
+
 /// How much may still be copied, and for whom.
 pub(crate) struct Budget<'a> {
     left: u64,

@@ -31,10 +31,10 @@ use super::{
     sparse::{self, Sparse},
     stream::Archive,
 };
-use crate::{error::UnpackError, store::tree::Contents};
-
-/// What file systems round sizes up to.
-const BLOCK: u64 = 4096;
+use crate::{
+    error::UnpackError,
+    store::{BLOCK, tree::Contents},
+};
 
 /// Longest chain of hard links to hard links that all come before their targets.
 const LATE: usize = 8;
@@ -318,8 +318,9 @@ impl Extractor {
             b"" => name.to_vec(),
             dir => [dir, b"/", name].concat(),
         };
-        self.links_bytes += (name.len() + target.len() + size_of::<Link>()) as u64;
-        self.links.push(Link { name, target });
+        let link = Link { name, target };
+        self.links_bytes += link.weight();
+        self.links.push(link);
         Ok(())
     }
 

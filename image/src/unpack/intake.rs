@@ -3,16 +3,23 @@
 //!
 //! Invariant: it ends well only when the blob has the size and the digest it must have. No files of the layer.
 
-use std::{io, sync::mpsc::SyncSender};
+use std::{
+    io,
+    sync::mpsc::SyncSender,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::Receiver;
 
 use super::Expected;
-use crate::{digest::Hasher, error::UnpackError};
+use crate::{
+    digest::Hasher,
+    error::{Promise, UnpackError},
+};
 
-/// Pieces between this thread and the decompressor.
-pub(super) const AHEAD: usize = 3;
+/// Pieces between this thread and the decompressor: the network has its own.
+pub(super) const AHEAD: usize = 1;
 /// Bytes of what was kept that are read at once.
 const REPLAY: usize = 256 << 10;
 
@@ -29,8 +36,9 @@ pub(crate) enum Piece {
 pub(crate) trait Kept: Send {
     /// Reads what an earlier pull kept, from its beginning; 0 at its end.
     fn replay(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
-    /// Keeps the next bytes, if there is room. Trouble with it is no trouble of the pull.
-    fn keep(&mut self, bytes: &Bytes);
+    /// Keeps the next bytes, for which the network was waited for so long, if there is room. Trouble with it is no
+    /// trouble of the pull.
+    fn keep(&mut self, bytes: &Bytes, waited: Duration);
 }
 
 /// Keeps nothing.
@@ -42,7 +50,7 @@ impl Kept for KeepNothing {
         Ok(0)
     }
 
-    fn keep(&mut self, _bytes: &Bytes) {}
+    fn keep(&mut self, _bytes: &Bytes, _waited: Duration) {}
 }
 
 /// How the intake ended.
@@ -63,9 +71,9 @@ pub(super) fn take_in(
     let mut intake = Intake { onward, expected, received: 0, hasher: Hasher::like(&expected.digest) };
     loop {
         let mut buffer = vec![0; REPLAY];
-        let got = kept.replay(&mut buffer).map_err(|source| UnpackError::Io {
-            operation: "read what an earlier pull kept of the blob".to_owned(),
-            source,
+        // A fault of what was kept, as a wrong byte in it would be: it is thrown away, and fetched anew.
+        let got = kept.replay(&mut buffer).map_err(|error| {
+            UnpackError::Stream(format!("what an earlier pull kept of the blob cannot be read: {error}"))
         })?;
         if got == 0 {
             break;
@@ -75,11 +83,16 @@ pub(super) fn take_in(
             return Ok(Ending::NotTaken);
         }
     }
+    let mut begun = false;
     loop {
+        let since = Instant::now();
         match pieces.blocking_recv() {
             Some(Piece::Data(data)) if data.is_empty() => {}
             Some(Piece::Data(data)) => {
-                kept.keep(&data);
+                // Up to the first byte it is the host that is waited for: its tokens, its redirects.
+                let waited = since.elapsed() * u32::from(begun);
+                begun = true;
+                kept.keep(&data, waited);
                 if !intake.pass(data)? {
                     return Ok(Ending::NotTaken);
                 }
@@ -120,8 +133,7 @@ impl Intake<'_> {
         }
         let (actual, expected) = (self.hasher.finish(), self.expected.digest.clone());
         if actual != expected {
-            let (what, promised_by) = ("the blob's digest", "manifest");
-            return Err(UnpackError::Digest { what, promised_by, expected, actual });
+            return Err(UnpackError::Digest { promise: Promise::Manifest, expected, actual });
         }
         Ok(())
     }

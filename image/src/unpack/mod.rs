@@ -1,8 +1,8 @@
 //! One layer, from the bytes of its blob to a directory that overlayfs can stack, in a single pass.
 //!
 //! ```text
-//! chunks from the network ─ hash blob, keep ─│─ decompress ─ hash archive ─ tar entries ─ files beneath a root fd
-//!                                  intake    │  unpacker          (a thread each)
+//! chunks from the network ─ hash blob, keep ─│─ decompress ─│─ hash archive ─ tar entries ─ files beneath a root fd
+//!                                  intake    │   inflater   │  unpacker                        (a thread each)
 //! ```
 //!
 //! Invariants: nothing is written outside the given directory whatever the archive says; a layer is only
@@ -16,6 +16,7 @@ mod content;
 mod directories;
 mod entry;
 mod extract;
+mod inflate;
 mod inherit;
 mod intake;
 mod refusal;
@@ -32,10 +33,10 @@ use std::{
 };
 
 pub(crate) use borrow::{Budget, borrow_files};
+pub(crate) use inflate::not_understood;
 pub(crate) use inherit::inherit_directories;
 use intake::Ending;
 pub(crate) use intake::{KeepNothing, Kept, Piece};
-pub(crate) use stream::not_understood;
 use tokio::sync::mpsc::Receiver;
 
 use crate::{digest::Digest, error::UnpackError, store::tree::Contents};
@@ -107,6 +108,19 @@ pub(crate) struct Unpacked {
     pub(crate) contents: Contents,
 }
 
+impl Unpacked {
+    /// Whether it is completed from the layers below.
+    pub(crate) fn looks_below(&self) -> bool {
+        !(self.links.is_empty() && self.implicit.is_empty())
+    }
+
+    /// Bytes of memory that its names take.
+    pub(crate) fn weight(&self) -> u64 {
+        let links = self.links.iter().map(borrow::Link::weight).sum::<u64>();
+        links + self.implicit.iter().map(|name| (name.len() + size_of::<Vec<u8>>()) as u64).sum::<u64>()
+    }
+}
+
 /// A blob that arrives.
 pub(crate) struct Arriving<'a> {
     /// What comes from the network, after what was kept.
@@ -128,15 +142,16 @@ pub(crate) fn unpack(
     let (onward, blob) = std::sync::mpsc::sync_channel(intake::AHEAD);
     let Arriving { pieces, kept } = arriving;
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("layer".to_owned());
-        // Owns its end of the channel: the unpacker sees the end when the intake has ended.
-        let taking = thread.spawn_scoped(scope, move || intake::take_in(pieces, kept, &onward, expected));
-        let taking = taking.map_err(|source| UnpackError::Io {
-            operation: "start a thread for the layer".to_owned(),
-            source,
-        })?;
+        let thread = || std::thread::Builder::new().name("layer".to_owned());
+        let started =
+            |source| UnpackError::Io { operation: "start a thread for the layer".to_owned(), source };
+        // Each owns its ends of the channels: it sees the end when who feeds it, or who takes from it, has ended.
+        let taking = thread().spawn_scoped(scope, move || intake::take_in(pieces, kept, &onward, expected));
+        let taking = taking.map_err(started)?;
+        let (inflater, inflated) = inflate::inflater();
+        thread().spawn_scoped(scope, move || inflater.run(blob)).map_err(started)?;
         let failure = Rc::new(RefCell::new(None));
-        let unpacked = run(stream::Blob::new(blob), root, (expected, wanted), &failure)
+        let unpacked = run(inflated, root, (expected, wanted), &failure)
             .map_err(|error| failure.borrow_mut().take().unwrap_or(error));
         let taken = taking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // A blob that is not what it must be explains whatever the unpacker met; it itself stops for a reason.
@@ -153,12 +168,12 @@ pub(crate) fn unpack(
 /// Errors met inside readers pass through the tar crate, which rewraps them: the original is kept aside
 /// in `failure`.
 fn run(
-    blob: stream::Blob,
+    inflated: inflate::Inflated,
     root: OwnedFd,
     (expected, wanted): (&Expected, &Wanted),
     failure: &stream::Failure,
 ) -> Result<Unpacked, UnpackError> {
-    let mut archive = stream::Archive::new(blob, expected, wanted.clone(), Rc::clone(failure))?;
+    let mut archive = stream::Archive::new(inflated, expected, wanted.clone(), Rc::clone(failure));
     let unpacked = extract::extract(&mut archive, root, &expected.limits, wanted)?;
     archive.finish(expected)?;
     Ok(unpacked)

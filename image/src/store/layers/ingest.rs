@@ -83,6 +83,8 @@ impl Ingest {
             })?;
         }
         let noted = tree::write(&self.root()?, &unpacked.contents, &path.join("tree"));
+        let tree = fs::symlink_metadata(path.join("tree")).map_or(0, |found| found.len());
+        record.count_notes(tree);
         record.tree = Some(noted.map_err(ImageError::io(format!("note the tree of {}", path.display())))?);
         let name = path.join("layer.json");
         let json = serde_json::to_vec(&record)
