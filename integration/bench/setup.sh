@@ -8,8 +8,9 @@ cd "$(dirname "$0")/../.."
 "$PWD/integration/setup.sh" build
 here="$PWD/integration/bench"
 cache="$PWD/.cache/bench"
-# libseccomp2 is what runc links with.
-packages="containernetworking-plugins docker-registry busybox-static iproute2 util-linux python3-venv libseccomp2"
+# libseccomp2 is what runc links with. Podman and what it calls have no daemon; it is the peer of `podhold run`.
+packages="containernetworking-plugins docker-registry busybox-static iproute2 util-linux e2fsprogs python3-venv
+	libseccomp2 podman netavark aardvark-dns catatonit"
 
 say() { echo "bench set-up: $*"; }
 

@@ -47,8 +47,9 @@ class Peer:
             CONTAINERS_REGISTRIES_CONF=told(os.path.join(place, "registries.conf"), registries),
             CONTAINERS_CONF=told(os.path.join(place, "containers.conf"),
                                  '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'))
-        self.command = ["podman", "--root", place + "/root", "--runroot", place + "/run", "--tmpdir", place + "/tmp",
-                        "--network-config-dir", place + "/networks"]
+        # Its sockets' names must be short.
+        self.command = ["podman", "--root", place + "/root", "--runroot", "/run/bench-podman",
+                        "--tmpdir", "/run/bench-podman/tmp", "--network-config-dir", place + "/networks"]
 
     def do(self, *words):
         run(self.command + list(words), self.environment)
@@ -81,7 +82,7 @@ def main():
     os.makedirs(args.scratch)
     manifest = told(os.path.join(args.scratch, "pod.yaml"), MANIFEST % args.image)
     config = told(os.path.join(args.scratch, "config.toml"),
-                  '[image]\nhosts_dir = "%s"\n' % args.hosts)
+                  '[network]\nkind = "bridge"\n[image]\nhosts_dir = "%s"\n' % args.hosts)
     ours = [args.podhold, "run", "--config", config, "--run-dir", "/run/podhold-bench-run",
             "--state-dir", args.scratch + "/podhold", manifest]
     rows = {"podhold run": timed(lambda: run(ours), args.runs)}

@@ -2,9 +2,9 @@
 //!
 //! A path on a mount that hangs puts whoever follows it to sleep where no signal reaches it. A thread of the
 //! daemon that sleeps there outlives the daemon, with its locks and its sockets, and no other daemon can
-//! start. So a path is followed here only where it stays on the mount of our own state directory, or where
-//! the kernel knows it and it lies on a disk. Any other is followed first by a process of its own, `podhold look-up`;
-//! when that comes back the path answers, and the kernel has it in memory.
+//! start. So a path is followed here only where it stays on the mount of our own state directory or on one that
+//! lies in memory, or where the kernel knows it and it lies on a disk. Any other is followed first by a process of its
+//! own, `podhold look-up`; when that comes back the path answers, and the kernel has it in memory.
 //!
 //! Invariant: one such process for a path at a time, however many ask for it, and [`MOST`] in all. One that
 //! is late is killed; until it is gone, which may take as long as the mount hangs, whoever asks for its path
@@ -103,10 +103,13 @@ impl Reach {
             // The top of a mount is always known, whether its file system answers or not; and reading asks.
             return self.is_ours(&place)
                 || is_device(&place)
-                || (purpose != Purpose::Content && on_disk(&place));
+                || (purpose != Purpose::Content && on_disk(&place))
+                || in_memory(&place);
         }
         let known = path.ancestors().skip(1).find_map(|above| Some((above, cached(above)?)));
-        let Some((above, place)) = known.filter(|(_, place)| self.is_ours(place)) else { return false };
+        let Some((above, place)) = known.filter(|(_, place)| self.is_ours(place) || in_memory(place)) else {
+            return false;
+        };
         let Ok(rest) = path.strip_prefix(above) else { return false };
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
@@ -146,6 +149,17 @@ fn is_device(place: &rustix::fd::OwnedFd) -> bool {
 /// file systems and those of user space, like some others, have no device (major number 0).
 fn on_disk(place: &rustix::fd::OwnedFd) -> bool {
     about(place, StatxFlags::empty()).is_some_and(|found| found.stx_dev_major != 0)
+}
+
+/// Whether its file system is nowhere but in memory, as the volumes are in which a kubelet gives secrets and tokens.
+fn in_memory(place: &rustix::fd::OwnedFd) -> bool {
+    let (Some(id), Ok(mounts)) = (mount_of(place), std::fs::read_to_string("/proc/self/mountinfo")) else {
+        return false;
+    };
+    let id = format!("{id} ");
+    // The type follows the optional fields, whose end is marked (proc_pid_mountinfo(5)).
+    let kind = mounts.lines().find(|line| line.starts_with(&id)).and_then(|line| line.split_once(" - "));
+    kind.is_some_and(|(_, kind)| ["tmpfs ", "ramfs ", "devtmpfs "].iter().any(|name| kind.starts_with(name)))
 }
 
 fn silent(path: &Path, waited: Duration) -> Error {
@@ -235,6 +249,9 @@ mod tests {
         }
         assert!(at_once(&place.path().join("file"), Purpose::Content));
         assert!(at_once(Path::new("/dev/null"), Purpose::Content), "a device");
+        std::fs::metadata("/dev/shm").unwrap();
+        assert!(at_once(Path::new("/dev/shm"), Purpose::Source), "the top of a mount in memory");
+        assert!(at_once(Path::new("/dev/shm/missing/deeper"), Purpose::Source), "beneath it");
         assert!(!at_once(Path::new("/proc"), Purpose::Source), "the top of a mount that has no disk");
         assert!(
             !at_once(Path::new("/proc/self/status"), Purpose::Content),
