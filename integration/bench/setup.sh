@@ -1,16 +1,19 @@
 #!/bin/sh
 # Installs what the benchmark needs into the checkout's .cache/bench, and the few programs it calls. The
-# peer, Debian's containerd with runc, is downloaded and unpacked there, not installed: so the machine gets
-# no system service. Does nothing that is done already. Runs as root, or as a user with sudo.
+# peers, Debian's containerd and podman, are downloaded and unpacked there, not installed: so the machine gets
+# no system service and no network configuration of theirs. Does nothing that is done already. Runs as root, or as a user with sudo.
 set -eu
 
 cd "$(dirname "$0")/../.."
 "$PWD/integration/setup.sh" build
 here="$PWD/integration/bench"
 cache="$PWD/.cache/bench"
-# libseccomp2 is what runc links with. Podman and what it calls have no daemon; it is the peer of `podhold run`.
+# libseccomp2 is what runc links with.
 packages="containernetworking-plugins docker-registry busybox-static iproute2 util-linux e2fsprogs python3-venv
-	libseccomp2 podman netavark aardvark-dns catatonit"
+	libseccomp2"
+# With podman come what it calls and libraries that few machines have.
+peers="containerd runc podman conmon netavark aardvark-dns catatonit libassuan0 libglib2.0-0 libgpgme11 libsubid4
+	libsemanage2 libyajl2"
 
 say() { echo "bench set-up: $*"; }
 
@@ -31,12 +34,12 @@ if [ -n "$missing" ]; then
 fi
 
 mkdir -p "$cache"
-if [ ! -x "$cache/peer/usr/bin/containerd" ] || [ ! -x "$cache/peer/usr/sbin/runc" ]; then
-	say "unpacking Debian's containerd and runc into .cache/bench/peer"
+if [ ! -x "$cache/peer/usr/bin/containerd" ] || [ ! -x "$cache/peer/usr/bin/podman" ]; then
+	say "unpacking Debian's containerd, podman and what they call into .cache/bench/peer"
 	debs="$(mktemp -d)"
 	chmod 755 "$debs"
-	(cd "$debs" && { apt-get download -qq containerd runc ||
-		{ as_root apt-get update -qq && apt-get download -qq containerd runc; }; })
+	# shellcheck disable=SC2086
+	(cd "$debs" && { apt-get download -qq $peers || { as_root apt-get update -qq && apt-get download -qq $peers; }; })
 	rm -rf "$cache/peer"
 	for deb in "$debs"/*.deb; do dpkg -x "$deb" "$cache/peer"; done
 	basename -a "$debs"/*.deb >"$cache/peer/versions"

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Measure commands that run one pod from a manifest, from their start to their exit.
 
-  standalone.py --podhold PROGRAM --image 127.0.0.1:5000/bench/busybox:1 --hosts DIR --scratch DIR --out OUT.json
+  standalone.py --podhold PROGRAM --peer DIR --image 127.0.0.1:5000/bench/busybox:1 --hosts DIR --scratch DIR --out OUT.json
 
 The pod has one container, which is `true`, and a network of its own.  The image is there before.  Podman's
 `kube play` comes back before the container has ended: its row is kube play, wait and kube down together.
 """
 import argparse
+import glob
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -29,6 +29,19 @@ spec:
 """
 
 
+ENGINE = """[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+conmon_path = ["PEER/usr/bin/conmon"]
+helper_binaries_dir = ["PEER/usr/lib/podman", "PEER/usr/libexec/podman", "PEER/usr/bin"]
+[engine.runtimes]
+runc = ["PEER/usr/sbin/runc"]
+[network]
+network_backend = "netavark"
+"""
+
+
 def told(path, text):
     with open(path, "w") as f:
         f.write(text)
@@ -36,19 +49,21 @@ def told(path, text):
 
 
 class Peer:
-    """Podman with directories of its own."""
+    """Podman, unpacked into a directory, with directories of its own."""
 
-    def __init__(self, scratch, registry):
+    def __init__(self, unpacked, scratch, registry):
         place = os.path.join(scratch, "podman")
         os.makedirs(place)
         registries = '[[registry]]\nlocation = "%s"\ninsecure = true\n' % registry
         self.environment = dict(
             os.environ,
+            PATH="%s/usr/bin:%s/usr/sbin:%s" % (unpacked, unpacked, os.environ["PATH"]),
+            LD_LIBRARY_PATH=":".join(glob.glob(unpacked + "/usr/lib/*-linux-gnu")),
             CONTAINERS_REGISTRIES_CONF=told(os.path.join(place, "registries.conf"), registries),
             CONTAINERS_CONF=told(os.path.join(place, "containers.conf"),
-                                 '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'))
+                                 ENGINE.replace("PEER", unpacked)))
         # Its sockets' names must be short.
-        self.command = ["podman", "--root", place + "/root", "--runroot", "/run/bench-podman",
+        self.command = [unpacked + "/usr/bin/podman", "--root", place + "/root", "--runroot", "/run/bench-podman",
                         "--tmpdir", "/run/bench-podman/tmp", "--network-config-dir", place + "/networks"]
 
     def do(self, *words):
@@ -75,7 +90,7 @@ def timed(work, runs):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    for name in ("podhold", "image", "hosts", "scratch", "out"):
+    for name in ("podhold", "peer", "image", "hosts", "scratch", "out"):
         ap.add_argument("--" + name, required=True)
     ap.add_argument("--runs", type=int, default=25)
     args = ap.parse_args()
@@ -86,19 +101,18 @@ def main():
     ours = [args.podhold, "run", "--config", config, "--run-dir", "/run/podhold-bench-run",
             "--state-dir", args.scratch + "/podhold", manifest]
     rows = {"podhold run": timed(lambda: run(ours), args.runs)}
-    if shutil.which("podman"):
-        peer = Peer(args.scratch, args.image.split("/")[0])
+    peer = Peer(args.peer, args.scratch, args.image.split("/")[0])
 
-        def play():
-            peer.do("kube", "play", manifest)
-            peer.do("wait", "bench-main")
-            peer.do("kube", "down", manifest)
-        try:
-            peer.do("pull", args.image)
-            rows["podman run --rm"] = timed(lambda: peer.do("run", "--rm", args.image, "true"), args.runs)
-            rows["podman kube play"] = timed(play, args.runs)
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
-            print("# podman: %s" % error, file=sys.stderr)
+    def play():
+        peer.do("kube", "play", manifest)
+        peer.do("wait", "bench-main")
+        peer.do("kube", "down", manifest)
+    try:
+        peer.do("pull", args.image)
+        rows["podman run --rm"] = timed(lambda: peer.do("run", "--rm", args.image, "true"), args.runs)
+        rows["podman kube play"] = timed(play, args.runs)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        print("# podman: %s" % error, file=sys.stderr)
     with open(args.out, "w") as f:
         json.dump(rows, f, indent=1)
 
