@@ -1,167 +1,38 @@
-//! One layer under way: a task of its own, shared by every pull that wants it and ended when the last of them
-//! is gone.
+//! How one layer is made: fetched, unpacked, sealed and committed.
 //!
 //! Invariant: a layer counts only as a whole that has the digests it must have, however its bytes came together.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::sync::Arc;
 
 use rustix::io::Errno;
-use tokio::{
-    sync::{Semaphore, mpsc, watch},
-    task::AbortHandle,
-};
+use tokio::sync::{mpsc, watch};
 
 use super::{
     activity::add,
-    partial::{Partial, Partials},
+    partial::Partial,
     progress::LayerStage,
+    underway::{LayerJob, LayerState, LayerTask, MOST_PARKED},
 };
 use crate::{
     Inner,
-    digest::{ChainId, Digest},
     error::{ErrorKind, ImageError, Promise, UnpackError},
-    manifest::Blob,
     registry::{Came, Session, Source, Wish},
     store::{
         layers::{Ingest, LayerRecord, Layers},
         tree::Contents,
     },
-    unpack::{self, Arriving, Budget, Expected, KeepNothing, Kept, Limits, Piece, Unpacked, Want, Wanted},
+    unpack::{self, Arriving, Budget, Expected, KeepNothing, Kept, Piece, Unpacked, Want, Wanted},
 };
 
 /// Pieces of a blob between network and unpacker; each is at most what hyper reads at once (400 KiB).
 const PIECES: usize = 4;
 
-/// Most bytes of memory that all layers take which wait for those below them.
-const MOST_PARKED: u64 = 256 << 20;
-
-/// Layers under way.
-pub(crate) struct Underway {
-    tasks: Mutex<HashMap<ChainId, Weak<LayerTask>>>,
-    permits: Semaphore,
-    limits: Limits,
-    pub(crate) partials: Arc<Partials>,
-    /// Bytes of memory that layers take which wait for those below them.
-    parked: AtomicU64,
-}
-
-impl Underway {
-    pub(crate) fn new(parallel: usize, limits: Limits, partials: Arc<Partials>) -> Self {
-        let permits = Semaphore::new(parallel.max(1));
-        Self { tasks: Mutex::default(), permits, limits, partials, parked: AtomicU64::new(0) }
-    }
-
-    /// Bounds on one unpacked layer.
-    pub(crate) fn limits(&self) -> &Limits {
-        &self.limits
-    }
-}
-
-/// The right to take memory while other layers are waited for.
-struct Parked<'a> {
-    all: &'a AtomicU64,
-    weight: u64,
-}
-
-impl<'a> Parked<'a> {
-    /// `None` when all together would take too much.
-    fn new(all: &'a AtomicU64, weight: u64) -> Option<Self> {
-        let others = all.fetch_add(weight, Ordering::Relaxed);
-        let parked = Self { all, weight };
-        (others.saturating_add(weight) <= MOST_PARKED).then_some(parked)
-    }
-}
-
-impl Drop for Parked<'_> {
-    fn drop(&mut self) {
-        self.all.fetch_sub(self.weight, Ordering::Relaxed);
-    }
-}
-
-/// Where a layer under way stands.
-#[derive(Clone, Default)]
-pub(super) struct LayerState {
-    pub(super) stage: LayerStage,
-    pub(super) received: u64,
-    pub(super) resumed: u64,
-    pub(super) outcome: Option<Result<(), ImageError>>,
-}
-
-/// A layer under way; dropped by the last pull that wants it.
-pub(super) struct LayerTask {
-    state: watch::Receiver<LayerState>,
-    abort: AbortHandle,
-}
-
-impl Drop for LayerTask {
-    fn drop(&mut self) {
-        self.abort.abort();
-    }
-}
-
-impl LayerTask {
-    pub(super) fn state(&self) -> LayerState {
-        self.state.borrow().clone()
-    }
-
-    /// Waits for its end; does not keep it going.
-    pub(super) fn done(&self) -> impl Future<Output = Result<(), ImageError>> + Send + use<> {
-        let mut state = self.state.clone();
-        async move {
-            let finished = state.wait_for(|state| state.outcome.is_some()).await;
-            let outcome = finished.ok().and_then(|state| state.outcome.clone());
-            outcome.unwrap_or_else(|| Err(ImageError::Cancelled("layer".to_owned())))
-        }
-    }
-}
-
-/// One layer to be made.
-#[derive(Clone)]
-pub(super) struct LayerJob {
-    pub(super) blob: Blob,
-    pub(super) diff_id: Digest,
-    /// The chain ids of the layers below, nearest first.
-    pub(super) lowers: Vec<ChainId>,
-    pub(super) chain: ChainId,
-}
-
-/// The task that makes a layer; true when it was started here.
-pub(super) fn join_or_start(
-    inner: &Arc<Inner>,
-    session: &Arc<Session>,
-    job: &LayerJob,
-    parent: Option<Arc<LayerTask>>,
-) -> (Arc<LayerTask>, bool) {
-    let mut tasks = inner.underway.tasks.lock().expect("no panics under this lock");
-    let known = tasks.get(&job.chain).and_then(Weak::upgrade);
-    if let Some(task) = known.filter(|task| !matches!(task.state.borrow().outcome, Some(Err(_)))) {
-        return (task, false);
-    }
-    tasks.retain(|_, task| task.strong_count() > 0);
-    let (sender, state) = watch::channel(LayerState::default());
-    let making =
-        Making { inner: Arc::clone(inner), session: Arc::clone(session), job: job.clone(), state: sender };
-    let handle = tokio::spawn(async move {
-        let outcome = making.run(parent).await;
-        making.state.send_modify(|state| state.outcome = Some(outcome));
-    });
-    let task = Arc::new(LayerTask { state, abort: handle.abort_handle() });
-    tasks.insert(job.chain.clone(), Arc::downgrade(&task));
-    (task, true)
-}
-
 /// A layer being made.
-struct Making {
-    inner: Arc<Inner>,
-    session: Arc<Session>,
-    job: LayerJob,
-    state: watch::Sender<LayerState>,
+pub(super) struct Making {
+    pub(super) inner: Arc<Inner>,
+    pub(super) session: Arc<Session>,
+    pub(super) job: LayerJob,
+    pub(super) state: watch::Sender<LayerState>,
 }
 
 /// How one attempt at a layer ended.
@@ -172,9 +43,10 @@ enum Attempt {
 }
 
 impl Making {
-    async fn run(&self, parent: Option<Arc<LayerTask>>) -> Result<(), ImageError> {
+    /// Makes it, above `parent`, the task of the layer below.
+    pub(super) async fn run(&self, parent: Option<Arc<LayerTask>>) -> Result<(), ImageError> {
         let Self { inner, job, .. } = self;
-        let permit = inner.underway.permits.acquire().await.map_err(|_| self.cancelled())?;
+        let permit = inner.underway.permit().await.map_err(|_| self.cancelled())?;
         let sources = self.session.sources();
         let (ingest, unpacked) = match self.attempt(true, &sources, true).await? {
             Attempt::Unpacked(ingest, unpacked) => (ingest, unpacked),
@@ -208,7 +80,7 @@ impl Making {
         if unpacked.contents.are_many() && parent.state().outcome.is_none() {
             unpacked.contents = Contents::default();
         }
-        let Some(_parked) = Parked::new(&self.inner.underway.parked, unpacked.weight()) else {
+        let Some(_parked) = self.inner.underway.park(unpacked.weight()) else {
             let reason = format!(
                 "the links and directories of the layers that wait for those below them take more than {} MiB of memory",
                 MOST_PARKED >> 20
@@ -335,7 +207,8 @@ impl Making {
         let (reference, layer) = (self.session.reference.to_string(), self.job.blob.digest.clone());
         // Dropped with this future, which ends the copying.
         let want = Want::default();
-        let (wanted, limits, size) = (want.watched(), self.inner.underway.limits.clone(), self.job.blob.size);
+        let (wanted, limits, size) =
+            (want.watched(), self.inner.underway.limits().clone(), self.job.blob.size);
         let borrowing = tokio::task::spawn_blocking(move || {
             let mut budget = Budget::new(&limits, size, &wanted);
             match ingest.borrow(&mut unpacked, &lowers, &mut budget) {
@@ -362,7 +235,7 @@ impl Making {
             digest: self.job.blob.digest.clone(),
             size: self.job.blob.size,
             diff_id: self.job.diff_id.clone(),
-            limits: self.inner.underway.limits.clone(),
+            limits: self.inner.underway.limits().clone(),
         };
         let (layers, reference) = (Arc::clone(&self.inner.store.layers), self.session.reference.to_string());
         tokio::task::spawn_blocking(move || {

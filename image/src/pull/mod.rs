@@ -1,8 +1,8 @@
 //! Pulling: manifest, configuration, layers side by side, and the record that makes the image count.
 //!
-//! A layer under way is a task of its own (`layer`), shared by every pull that wants it and ended when the last
-//! of them is gone. Layers are unpacked, synced and committed in any order; the task of each ends after that of the
-//! one below it.
+//! A layer under way is a task of its own (`underway`, `layer`), shared by every pull that wants it and ended when
+//! the last of them is gone. Layers are unpacked, synced and committed in any order; the task of each ends after that
+//! of the one below it.
 //!
 //! Invariant: a dropped pull leaves whole layers, and of the others at most the beginnings of their blobs
 //! (`partial`).
@@ -11,6 +11,7 @@ mod activity;
 mod layer;
 mod partial;
 mod progress;
+mod underway;
 
 use std::sync::Arc;
 
@@ -22,13 +23,13 @@ pub use self::{
 };
 pub(crate) use self::{
     activity::{Counters, add},
-    layer::Underway,
     partial::Partials,
     progress::Teller,
+    underway::Underway,
 };
 use self::{
-    layer::{LayerJob, LayerTask, join_or_start},
     progress::{Followed, follow},
+    underway::{LayerJob, LayerTask, join_or_start},
 };
 use crate::{
     Inner,

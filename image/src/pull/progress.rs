@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 
-use super::layer::LayerTask;
+use super::underway::LayerTask;
 use crate::{digest::Digest, error::ImageError, reference::Reference};
 
 /// How often the progress is told anew.
