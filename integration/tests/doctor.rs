@@ -43,6 +43,27 @@ fn verdicts<'a>(findings: &'a [Value], check: &str) -> Vec<&'a str> {
     found.map(|finding| finding["verdict"].as_str().unwrap()).collect()
 }
 
+/// What pods and daemons that are gone leave, of each kind.
+async fn leave_everything(rig: &Rig, places: &Places, parent: &str) {
+    let run = places.run().display().to_string();
+    let script = format!(
+        "set -e
+         umask 077
+         mkdir -p {run}/netns {run}/pods/{LOST}/shm {run}/bridge
+         touch {run}/netns/{LOST}
+         mount --bind /proc/self/ns/net {run}/netns/{LOST}
+         mount -t tmpfs -o size=64k doctor {run}/pods/{LOST}/shm
+         echo '{{}}' > {run}/bridge/{LOST}.json
+         if [ -f /sys/fs/cgroup/cgroup.controllers ]; then at=/sys/fs/cgroup; else at=/sys/fs/cgroup/memory; fi
+         mkdir -p $at/{parent}/{LOST}
+         ip link add podhold-0d0c0d0 type bridge
+         ip link set podhold-0d0c0d0 alias 'podhold-0d0c0d0 10.214.0.0/22 - /nowhere/a state'
+         nft add table inet podhold-0d0c0d0
+         nft add table inet podhold-0d0c0d1"
+    );
+    rig.machine.run_well(["sh", "-c", &script]).await.unwrap();
+}
+
 #[tokio::test]
 async fn faults_are_named_and_what_is_left_over_can_be_removed() {
     require!(program "nft", program "ip");
@@ -65,23 +86,7 @@ async fn faults_are_named_and_what_is_left_over_can_be_removed() {
     fs::write(&list, missing).unwrap();
     places.mirror("registry.example", "127.0.0.1:9").unwrap();
     places.mirror("by-name.example", "localhost:9").unwrap();
-    let run = places.run().display().to_string();
-    let script = format!(
-        "set -e
-         umask 077
-         mkdir -p {run}/netns {run}/pods/{LOST}/shm {run}/bridge
-         touch {run}/netns/{LOST}
-         mount --bind /proc/self/ns/net {run}/netns/{LOST}
-         mount -t tmpfs -o size=64k doctor {run}/pods/{LOST}/shm
-         echo '{{}}' > {run}/bridge/{LOST}.json
-         if [ -f /sys/fs/cgroup/cgroup.controllers ]; then at=/sys/fs/cgroup; else at=/sys/fs/cgroup/memory; fi
-         mkdir -p $at/{parent}/{LOST}
-         ip link add podhold-0d0c0d0 type bridge
-         ip link set podhold-0d0c0d0 alias 'podhold-0d0c0d0 10.214.0.0/22 - /nowhere/a state'
-         nft add table inet podhold-0d0c0d0
-         nft add table inet podhold-0d0c0d1"
-    );
-    rig.machine.run_well(["sh", "-c", &script]).await.unwrap();
+    leave_everything(&rig, &places, &parent).await;
 
     let left_over = [
         "left-over mounts",
