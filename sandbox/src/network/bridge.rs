@@ -308,6 +308,7 @@ impl Bridge {
     }
 
     fn take_up(&self, is_known: &dyn Fn(&str) -> bool) -> Vec<(PodId, BridgeError)> {
+        record::remove_unfinished(&self.config.dir);
         let mut damaged = Vec::new();
         for pod in self.recorded() {
             match Record::read(&self.config.dir, &pod) {

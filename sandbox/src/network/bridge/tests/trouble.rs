@@ -117,3 +117,15 @@ fn a_pod_whose_record_is_damaged_keeps_its_ports() {
         connect(&second, &pod(dir, 3, &[8089])).unwrap();
     });
 }
+
+#[test]
+fn a_record_that_was_cut_off_while_it_was_written_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let bridge = bridge(dir.path(), "a");
+    fs::create_dir(&bridge.config.dir).unwrap();
+    let record = bridge.record_path(&PodId::parse("000000000001aa").unwrap());
+    let unfinished = crate::record::temporary_of(&record).unwrap();
+    fs::write(&unfinished, "{").unwrap();
+    record::remove_unfinished(&bridge.config.dir);
+    assert!(!unfinished.exists());
+}
