@@ -23,6 +23,7 @@ use podhold_proto::cri::{
 use tonic::Code;
 
 const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(100);
 const GATEWAY: &str = "10.214.0.1";
 const GATEWAY6: &str = "fd50:6f64::1";
 
@@ -142,6 +143,25 @@ impl Outside {
     }
 }
 
+/// A server of the machine itself, at port 9000.
+struct Host(i32);
+
+impl Host {
+    async fn serve(rig: &Rig) -> Self {
+        let (log, probe) = (rig.machine.directory().join("host.log"), programs::built("podhold-probe"));
+        let words = [&probe.display().to_string(), "serve", "9000", "host"].map(str::to_owned);
+        let pid = rig.machine.spawn(&words, BTreeMap::new(), &log).await.unwrap();
+        log_has(&log, "listening on 9000").await;
+        Self(pid)
+    }
+
+    async fn end(self, rig: &Rig) {
+        rig.machine.signal(self.0, Signal::SIGKILL).await.unwrap();
+        rig.machine.wait(self.0).await.unwrap();
+        fs::remove_file(rig.machine.directory().join("host.log")).unwrap();
+    }
+}
+
 /// Waits until a program that the test has started says this.
 async fn log_has(log: &std::path::Path, word: &str) {
     let deadline = tokio::time::Instant::now() + LONG;
@@ -169,6 +189,10 @@ async fn pods_the_host_and_what_is_outside_reach_each_other() {
     let client = rig.cri().run_pod(&theirs).await.unwrap();
     let to: Vec<(IpAddr, u16)> = at.iter().map(|ip| (*ip, 80)).collect();
     assert_eq!(told(&rig, &client, &theirs, "inside", &to).await, ["hello"; 2], "pod to pod");
+    let host = Host::serve(&rig).await;
+    let to = [GATEWAY, GATEWAY6].map(|ip| (ip.parse().unwrap(), 9000));
+    assert_eq!(told(&rig, &client, &theirs, "host", &to).await, ["host"; 2], "pod to host");
+    host.end(&rig).await;
     let to = [GATEWAY, GATEWAY6].map(|ip| (ip.parse().unwrap(), 18080));
     assert_eq!(told(&rig, &client, &theirs, "ports", &to).await, ["hello"; 2], "pod to host port");
     // Nobody out there knows the way to the pool: only masquerading brings the answer back.
@@ -215,6 +239,15 @@ async fn what_cannot_be_had_is_refused_in_words_and_leaves_nothing() {
         assert_eq!(refused.code(), code, "{name}: {refused}");
         assert!(refused.message().contains(word), "{name}: {refused}");
     }
+    // What switches IPv6 off, and what is for an interface that has to be there first, is no race.
+    let mut config = rig.pod("settings");
+    let sysctls = [("net.ipv6.conf.all.disable_ipv6", "1"), ("net.ipv4.conf.eth0.arp_announce", "2")];
+    config.linux.get_or_insert_default().sysctls =
+        sysctls.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let pod = rig.cri().run_pod(&config).await.unwrap();
+    let at = addresses(&rig, &pod).await;
+    assert!(at.len() == 1 && at[0].is_ipv4(), "{at:?}");
+    rig.cri().end_pod(&pod).await.unwrap();
     let mut config = rig.pod("bandwidth");
     config.annotations.insert("kubernetes.io/egress-bandwidth".into(), "1M".into());
     let refused = rig.cri().run_pod(&config).await.unwrap_err();
@@ -250,6 +283,13 @@ async fn pods_and_their_ports_outlive_the_daemon_and_what_it_left_half_made_goes
     rig.machine.run_well(["nft", "flush", "ruleset"]).await.unwrap();
     rig.restart_stopped().await;
     assert_eq!(fetch(&rig, "127.0.0.1:18080").await.unwrap(), "hello\n", "after the restart");
+    // The same beside a daemon that runs: it looks every few seconds.
+    rig.machine.run_well(["nft", "flush", "ruleset"]).await.unwrap();
+    let (deadline, mut ticks) = (tokio::time::Instant::now() + LONG, tokio::time::interval(SHORT));
+    while fetch(&rig, "127.0.0.1:18080").await.is_err() {
+        ticks.tick().await;
+        assert!(tokio::time::Instant::now() < deadline, "the port stays closed after a flush");
+    }
     let second = rig.cri().run_pod(&rig.pod("second")).await.unwrap();
     let given = addresses(&rig, &second).await;
     assert!(given.iter().all(|ip| !at.contains(ip)), "{given:?}");
@@ -318,11 +358,16 @@ async fn podhold_run_has_a_network_beside_the_daemons_and_leaves_nothing() {
     let manifest = directory.join("pod.json");
     fs::write(&manifest, pod.to_string()).unwrap();
     let config = directory.join("alone.toml");
-    fs::write(&config, configuration(&rig.places, &format!("{}-alone", rig.cgroup))).unwrap();
+    // Without any plugin, and without iptables or any other program to be found.
+    let text = configuration(&rig.places, &format!("{}-alone", rig.cgroup));
+    let plugins = text.lines().find(|line| line.starts_with("bin_dirs")).unwrap();
+    fs::write(&config, text.replace(plugins, "bin_dirs = [\"/nowhere\"]")).unwrap();
     let path = |path: &std::path::Path| path.display().to_string();
     let words = [
         "timeout".to_owned(),
         "120".to_owned(),
+        "env".to_owned(),
+        "PATH=/nowhere".to_owned(),
         path(&programs::built("podhold")),
         "run".to_owned(),
         "--config".to_owned(),

@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     thread,
 };
@@ -106,11 +106,47 @@ pub fn exists(path: &Path) -> bool {
 
 /// Runs `work` in the namespace, on a thread of its own, and waits for it.
 pub fn run_in<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
-    let namespace = open(path)?;
+    enter(&open(path)?, path, work)
+}
+
+fn enter<T: Send>(
+    namespace: &OwnedFd,
+    path: &Path,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, NetnsError> {
     on_own_thread(path, || {
-        setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(NetnsError::io("enter", path))?;
+        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(NetnsError::io("enter", path))?;
         Ok(work())
     })?
+}
+
+/// A namespace that is pinned nowhere: it ends with its last user.
+#[derive(Debug)]
+pub(crate) struct Unpinned(OwnedFd);
+
+impl Unpinned {
+    /// Makes one with its loopback interface up.
+    pub(crate) fn make() -> Result<Self, NetnsError> {
+        let path = Path::new("(new)");
+        let made = on_own_thread(path, || {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(NetnsError::io("make", path))?;
+            link::loopback_up().map_err(NetnsError::io("bring up loopback in", path))?;
+            let own = fs::File::open("/proc/thread-self/ns/net").map_err(NetnsError::io("open", path))?;
+            Ok(Self(own.into()))
+        });
+        made?
+    }
+
+    /// [`run_in`] it.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        enter(&self.0, Path::new("(new)"), work)
+    }
+}
+
+impl AsFd for Unpinned {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// Traffic of every interface in the namespace, loopback included.

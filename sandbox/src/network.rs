@@ -122,6 +122,11 @@ impl Networks {
         Ok(self.cni.status_within(limit).await?)
     }
 
+    /// Makes again what somebody has removed beneath pods of the built-in network.
+    pub async fn keep_up(&self) -> Result<(), NetworkError> {
+        Ok(self.bridge.keep_up().await?)
+    }
+
     /// Has plugins give back what is nobody's.
     pub async fn gc(&self) -> Result<(), NetworkError> {
         Ok(self.cni.gc().await?)

@@ -2,8 +2,11 @@
 
 use std::process::ExitCode;
 
-use super::{Failure, Settings};
+use podhold_sandbox::Layout;
+
+use super::{Failure, Settings, here};
 use crate::{
+    config::{Config, KindName},
     doctor::{self, Finding, Verdict},
     output,
     runtime::Runtime,
@@ -14,7 +17,7 @@ pub(super) struct Arguments {
     /// As JSON, for programs
     #[arg(long)]
     json: bool,
-    /// First remove what pods that are gone have left: mounts, cgroups, network namespaces, addresses
+    /// First remove what pods that are gone have left: mounts, cgroups, network namespaces, addresses, bridges
     #[arg(long)]
     fix: bool,
     #[command(flatten)]
@@ -25,15 +28,14 @@ pub(super) fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut settings = arguments.settings.clone();
     settings.log_level.get_or_insert_with(|| "warn".to_owned());
     let config = settings.load()?;
+    let beside = of_run(&settings, &config);
     super::start_logging(&config.log_level)?;
     let findings = super::threads::plain()?.block_on(async {
         if arguments.fix {
             super::require_root()?;
-            let runtime = Runtime::open(config.clone()).await?;
-            runtime.sweep().await?;
-            runtime.close().await;
+            fix(&config, beside.as_ref()).await?;
         }
-        Ok::<_, Failure>(doctor::examine(&config).await)
+        Ok::<_, Failure>(doctor::examine(&config, beside.as_ref()).await)
     })?;
     let fit = doctor::is_fit(&findings);
     let text = if arguments.json {
@@ -44,6 +46,41 @@ pub(super) fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     };
     output::this(format_args!("{text}"))?;
     Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The directories of `podhold run`, unless others than the usual ones are named.
+fn of_run(settings: &Settings, config: &Config) -> Option<Config> {
+    if settings.run_dir.is_some() || settings.state_dir.is_some() {
+        return None;
+    }
+    let mut beside = here::alone(config.clone());
+    (beside.run_dir, beside.state_dir) = (here::RUN_DIR.into(), here::STATE_DIR.into());
+    if beside.network.kind == KindName::Usual {
+        beside.network.kind = KindName::Auto;
+    }
+    Some(beside)
+}
+
+/// Removes what is nobody's in the directories that nobody has, and what is left of networks. Those of a
+/// `podhold run` that is under way are left alone; a daemon that has the others is a failure, told at the end.
+async fn fix(config: &Config, beside: Option<&Config>) -> Result<(), Failure> {
+    let swept = sweep(config, beside).await;
+    if let Some(beside) = beside.filter(|beside| beside.state_dir.exists())
+        && let Err(Failure(reason)) = sweep(beside, Some(config)).await
+    {
+        output::note(format_args!("{reason}"));
+    }
+    let removed = tokio::task::spawn_blocking(doctor::remove_networks).await?;
+    swept?;
+    Ok(removed?)
+}
+
+async fn sweep(config: &Config, other: Option<&Config>) -> Result<(), Failure> {
+    let others = other.map(|other| Layout::new(&other.run_dir, &other.state_dir));
+    let runtime = Runtime::open(config.clone()).await?;
+    let swept = runtime.sweep(others.as_slice()).await;
+    runtime.close().await;
+    Ok(swept?)
 }
 
 fn line(finding: &Finding) -> String {

@@ -10,12 +10,19 @@ use std::{
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
 use super::Failure;
-use crate::{config::Config, grpc, runtime::Runtime, streaming::Streaming};
+use crate::{
+    config::{CgroupsConfig, Config},
+    grpc,
+    runtime::Runtime,
+    streaming::Streaming,
+};
 
 /// Where pods run that no daemon holds.
 pub(super) const RUN_DIR: &str = "/run/podhold-run";
 /// Where their images and records are kept.
 pub(super) const STATE_DIR: &str = "/var/lib/podhold-run";
+/// Parent of their cgroups: the daemon's is swept by who knows nothing of them.
+const CGROUP_PARENT: &str = "/podhold-run";
 /// How long calls that are under way may take once the command is over.
 const LEAVE: Duration = Duration::from_secs(3);
 
@@ -28,10 +35,20 @@ pub(super) struct Here {
     served: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
-/// Opens the directories of `config` and serves them.
-pub(super) async fn open(mut config: Config) -> Result<Here, Failure> {
-    // A socket that the configuration names is the daemon's.
+/// The configuration without what is the daemon's alone: its socket, its bridge, its usual cgroup. A parent of
+/// cgroups that somebody has chosen is for all pods.
+pub(super) fn alone(mut config: Config) -> Config {
     config.socket = PathBuf::new();
+    config.network.bridge.clear();
+    if config.cgroups.parent == CgroupsConfig::default().parent {
+        CGROUP_PARENT.clone_into(&mut config.cgroups.parent);
+    }
+    config
+}
+
+/// Opens the directories of `config` and serves them.
+pub(super) async fn open(config: Config) -> Result<Here, Failure> {
+    let config = alone(config);
     let socket = config.socket();
     if let Some(listener) = grpc::listener(&socket).await {
         let who = listener.pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
@@ -64,5 +81,21 @@ impl Here {
         // The socket is ours as long as the directory is.
         let _gone = std::fs::remove_file(&self.socket);
         self.runtime.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_the_daemons_alone_is_not_shared() {
+        let mut config = Config { socket: "/run/x.sock".into(), ..Config::default() };
+        config.network.bridge = "mine".into();
+        let own = alone(config.clone());
+        assert_eq!(own.socket(), own.run_dir.join("podhold.sock"));
+        assert_eq!((own.network.bridge.as_str(), own.cgroups.parent.as_str()), ("", "/podhold-run"));
+        config.cgroups.parent = "/chosen".into();
+        assert_eq!(alone(config).cgroups.parent, "/chosen");
     }
 }

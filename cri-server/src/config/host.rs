@@ -15,7 +15,7 @@ use super::{
 pub struct CgroupsConfig {
     /// `cgroupfs` or `systemd`; must equal the kubelet's `cgroupDriver`.
     pub driver: DriverName,
-    /// Parent of the pods that name none.
+    /// Parent of the pods that name none; that of `podhold run` is /podhold-run where this is the default.
     pub parent: String,
 }
 

@@ -43,7 +43,8 @@ pub struct NetworkConfig {
     /// a configuration is there and otherwise the built-in one. Empty is `cni` for a daemon, since a kubelet
     /// waits for its network add-on, and `auto` for `podhold run`.
     pub kind: KindName,
-    /// Name of the bridge; empty: `podhold-` and a number made from the state directory.
+    /// Name of the daemon's bridge; empty, and for `podhold run`: `podhold-` and a number made from the state
+    /// directory.
     pub bridge: String,
     /// IPv4 addresses of pods on the bridge. When another route leads there, the next range of this size is
     /// taken.

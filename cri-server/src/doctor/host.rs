@@ -16,10 +16,10 @@ use crate::config::Config;
 
 /// Without these no pod has limits.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// Kernel with all that is used without asking: `openat2`, `clone3`, pidfds.
-const OLDEST: (u32, u32) = (5, 6);
-/// Kernel whose overlayfs takes idmapped layers.
-const IDMAPPED: (u32, u32) = (5, 19);
+/// Kernel with all that is used without asking: `openat2`, `clone3`, pidfds, `close_range` that closes at exec.
+const OLDEST: (u32, u32) = (5, 11);
+/// Kernel whose overlayfs takes layers that are detached, idmapped mounts.
+const IDMAPPED: (u32, u32) = (6, 8);
 
 pub(super) fn all(config: &Config) -> Vec<Finding> {
     vec![
@@ -56,7 +56,7 @@ fn release() -> Option<(String, (u32, u32))> {
 fn kernel() -> Finding {
     match release() {
         Some((text, version)) if version >= OLDEST => Finding::works("kernel", format!("Linux {text}")),
-        Some((text, _)) => Finding::broken("kernel", format!("Linux {text}"), "boot Linux 5.6 or newer"),
+        Some((text, _)) => Finding::broken("kernel", format!("Linux {text}"), "boot Linux 5.11 or newer"),
         None => Finding::broken("kernel", "its version cannot be read", "mount /proc"),
     }
 }
@@ -163,7 +163,7 @@ fn idmapped_mounts() -> Finding {
             check,
             "not for overlayfs",
             "pods with hostUsers: false are refused",
-            "boot Linux 5.19 or newer",
+            "boot Linux 6.8 or newer",
         ),
     }
 }
@@ -195,17 +195,17 @@ fn apparmor() -> Finding {
 }
 
 fn selinux() -> Finding {
-    match fs::read_to_string("/sys/fs/selinux/enforce") {
-        Ok(enforce) => {
-            Finding::works("SELinux", if enforce.trim() == "1" { "enforcing" } else { "permissive" })
-        }
-        Err(_) => Finding::degraded(
-            "SELinux",
-            "not enabled",
-            "SELinux options of pods do nothing",
-            "boot with selinux=1 and a policy, where it is wanted",
-        ),
-    }
+    let found = match fs::read_to_string("/sys/fs/selinux/enforce") {
+        Ok(enforce) if enforce.trim() == "1" => "enforcing; containers have no labels of their own",
+        Ok(_) => "permissive; containers have no labels of their own",
+        Err(_) => "not enabled",
+    };
+    Finding::degraded(
+        "SELinux",
+        found,
+        "pods that ask for labels are refused: labels are not built yet, with SELinux enabled neither",
+        "leave seLinuxOptions out of the pods that run here",
+    )
 }
 
 fn capabilities() -> Finding {

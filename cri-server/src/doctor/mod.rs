@@ -1,7 +1,8 @@
 //! Looks at this host as a pod would find it: what works, what it costs where it does not, and the mend.
 //!
 //! Each check is one function that looks and answers one [`Finding`]; none changes anything, so a doctor may
-//! be called beside a running daemon. What is nobody's is removed by `Runtime::sweep`, not here.
+//! be called beside a running daemon. What is nobody's is removed by `Runtime::sweep`, and what is left of
+//! networks by [`remove_networks`].
 
 mod host;
 mod left_over;
@@ -11,6 +12,7 @@ use std::fmt::Display;
 
 use serde::Serialize;
 
+pub use self::left_over::remove_networks;
 use crate::config::Config;
 
 /// How well something works.
@@ -63,14 +65,16 @@ impl Finding {
 }
 
 /// Looks at everything. What may hang, such as a mirror, is given a few seconds.
-pub async fn examine(config: &Config) -> Vec<Finding> {
+/// `beside` are the directories of `podhold run`, where they are to be looked at too.
+pub async fn examine(config: &Config, beside: Option<&Config>) -> Vec<Finding> {
     let on_a_thread = {
-        let config = config.clone();
+        let (config, beside) = (config.clone(), beside.cloned());
         tokio::task::spawn_blocking(move || {
             let mut findings = host::all(&config);
             findings.push(node::kubelet(&config));
+            findings.push(node::built_in(&config));
             findings.push(node::forwarding());
-            findings.extend(left_over::all(&config));
+            findings.extend(left_over::all(&config, beside.as_ref()));
             findings
         })
     };

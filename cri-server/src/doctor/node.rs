@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::Duration,
@@ -58,6 +57,19 @@ pub(super) async fn network(config: &Config) -> Finding {
     }
 }
 
+/// The network that needs no plugin, tried out beside the host's.
+pub(super) fn built_in(config: &Config) -> Finding {
+    let check = "built-in network";
+    let Err(error) = bridge::try_out() else {
+        return Finding::works(check, "a bridge, links, addresses and rules can be made");
+    };
+    let (found, mend) = (chain(&error), "mend what it names, or configure CNI");
+    match config.network.kind() {
+        Kind::Bridge => Finding::broken(check, found, mend),
+        _ => Finding::degraded(check, found, "podhold run gives no pod a network without CNI", mend),
+    }
+}
+
 /// Whether somebody drops what is forwarded to pods.
 pub(super) fn forwarding() -> Finding {
     let check = "forwarding";
@@ -106,7 +118,7 @@ pub(super) fn kubelet(config: &Config) -> Finding {
     }
 }
 
-/// Every mirror that `hosts.toml` files name, by address.
+/// Every mirror that `hosts.toml` files name.
 pub(super) async fn mirrors(dirs: &[PathBuf]) -> Vec<Finding> {
     let files = dirs.iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
     let files: Vec<PathBuf> =
@@ -133,11 +145,8 @@ async fn mirrors_of(file: &Path) -> Vec<Finding> {
 async fn mirror(file: &Path, url: &str) -> Finding {
     let check = "registry mirror";
     let found = |what: &str| format!("{url} of {}: {what}", file.display());
-    let Some(address) = address_of(url) else {
-        // Names are looked up where images are pulled; here no resolver is at hand.
-        return Finding::works(check, found("is named, not looked up"));
-    };
-    let reason = match timeout(PATIENCE, TcpStream::connect(address)).await {
+    // A name is looked up in the same time.
+    let reason = match timeout(PATIENCE, TcpStream::connect(host_of(url))).await {
         Ok(Ok(_)) => return Finding::works(check, found("answers")),
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("no answer within {PATIENCE:?}"),
@@ -146,14 +155,15 @@ async fn mirror(file: &Path, url: &str) -> Finding {
     Finding::degraded(check, found(&reason), cost, "start the mirror, or remove it from the file")
 }
 
-/// The address in a URL, when it is one and no name.
-fn address_of(url: &str) -> Option<SocketAddr> {
+/// Host and port of a URL.
+fn host_of(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
-    let host = rest.split('/').next()?;
-    let host =
-        host.strip_prefix("localhost").map_or_else(|| host.to_owned(), |port| format!("127.0.0.1{port}"));
-    let port = if scheme == "http" { 80 } else { 443 };
-    host.parse().ok().or_else(|| format!("{host}:{port}").parse().ok())
+    let host = rest.split('/').next().unwrap_or_default();
+    // The colons of an IPv6 address are in brackets.
+    match host.rsplit(']').next().is_some_and(|end| end.contains(':')) {
+        true => host.to_owned(),
+        false => format!("{host}:{}", if scheme == "http" { 80 } else { 443 }),
+    }
 }
 
 #[cfg(test)]
@@ -161,12 +171,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_told_from_names() {
-        let address = |url| address_of(url).map(|address| address.to_string());
-        assert_eq!(address("http://127.0.0.1:5000").as_deref(), Some("127.0.0.1:5000"));
-        assert_eq!(address("https://10.0.0.1/v2").as_deref(), Some("10.0.0.1:443"));
-        assert_eq!(address("http://[::1]:5000/").as_deref(), Some("[::1]:5000"));
-        assert_eq!(address("localhost:5000").as_deref(), Some("127.0.0.1:5000"));
-        assert_eq!(address("https://mirror.example:5000"), None);
+    fn a_url_leads_to_a_host_and_its_port() {
+        assert_eq!(host_of("http://127.0.0.1:5000"), "127.0.0.1:5000");
+        assert_eq!(host_of("https://10.0.0.1/v2"), "10.0.0.1:443");
+        assert_eq!(host_of("http://[::1]:5000/"), "[::1]:5000");
+        assert_eq!(host_of("http://[::1]/"), "[::1]:80");
+        assert_eq!(host_of("localhost:5000"), "localhost:5000");
+        assert_eq!(host_of("mirror.example"), "mirror.example:443");
     }
 }

@@ -18,6 +18,7 @@ mod layers;
 mod metrics;
 mod network_status;
 mod pod;
+mod pod_network;
 mod pod_resources;
 mod preload;
 mod prepare;

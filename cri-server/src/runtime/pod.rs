@@ -1,19 +1,22 @@
 //! RunPodSandbox: a pod's namespaces, network, cgroup, files, shim and pause process.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use podhold_cgroups::CgroupPath;
 use podhold_proto::cri::{self, NamespaceMode};
 use podhold_sandbox::{
     PodId,
     launch::{IdMap, LaunchError, OpenPod, PodSpec},
-    netns,
-    network::{Attachment, PortMapping, Protocol},
-    record,
+    netns, record,
 };
 use tracing::info;
 
-use super::{Runtime, blocking, check, files, flight::guarded, pod_resources, prepare, users};
+use super::{
+    Runtime, blocking, check, files,
+    flight::guarded,
+    pod_network::{port_mappings, sets_network, without_forbidden},
+    pod_resources, prepare, users,
+};
 use crate::{
     descriptors,
     error::{Error, Result},
@@ -125,13 +128,21 @@ impl Runtime {
             None => self.make_netns(&record).await?,
             Some(map) => self.make_user_namespace(&record, &map).await?,
         }
+        // The pod's own settings of its network are for interfaces that are there, and may forbid addresses.
+        let attached = match sets_network(&record) {
+            true => Some(self.attach_network(&record).await?),
+            false => None,
+        };
+        let attach = async {
+            match attached {
+                Some(ips) => Ok(without_forbidden(ips, &record)),
+                None => self.attach_network(&record).await,
+            }
+        };
         // Each is awaited to its end even when another fails: a network plugin that is cut off half way
         // may leave what no DEL finds.
-        let (ips, open, surroundings) = tokio::join!(
-            self.attach_network(&record),
-            self.open_shim(&record),
-            self.make_surroundings(&record)
-        );
+        let (ips, open, surroundings) =
+            tokio::join!(attach, self.open_shim(&record), self.make_surroundings(&record));
         let open = match open {
             Ok(open) => {
                 self.store.change_pod(&id, |pod| pod.live = Some(Arc::clone(&open.pod)));
@@ -197,19 +208,6 @@ impl Runtime {
             netns::pin(&net, &path).map_err(Error::doing("network namespace"))
         })
         .await
-    }
-
-    async fn attach_network(&self, record: &PodRecord) -> Result<Vec<IpAddr>> {
-        if record.host_network() {
-            return Ok(Vec::new());
-        }
-        let metadata = record.config.metadata.clone().unwrap_or_default();
-        let netns = self.layout.netns(&record.id);
-        let mut attachment =
-            Attachment::new(record.id.clone(), netns, &metadata.namespace, &metadata.name, &metadata.uid);
-        attachment.port_mappings = port_mappings(&record.config)?;
-        attachment.annotations = record.config.annotations.clone().into_iter().collect();
-        self.networks.add(&attachment).await.map_err(Error::from)
     }
 
     async fn open_shim(&self, record: &PodRecord) -> Result<OpenPod> {
@@ -337,39 +335,4 @@ fn config_namespaces(config: &cri::PodSandboxConfig) -> cri::NamespaceOption {
     let linux = config.linux.as_ref();
     let security = linux.and_then(|linux| linux.security_context.as_ref());
     security.and_then(|security| security.namespace_options.clone()).unwrap_or_default()
-}
-
-/// Host ports; an entry without one maps nothing.
-fn port_mappings(config: &cri::PodSandboxConfig) -> Result<Vec<PortMapping>> {
-    let mut mappings = Vec::new();
-    for (index, mapping) in config.port_mappings.iter().enumerate() {
-        let port = |field: &str, value: i32, least: i32| {
-            u16::try_from(value).ok().filter(|_| value >= least).ok_or_else(|| {
-                let reason = format!("{value} is not a port");
-                Error::invalid(format!("port_mappings[{index}].{field}"), reason)
-            })
-        };
-        let host_port = port("host_port", mapping.host_port, 0)?;
-        let container_port = port("container_port", mapping.container_port, 1)?;
-        let host_ip = match mapping.host_ip.as_str() {
-            "" => None,
-            text => Some(text.parse().map_err(|_| {
-                let reason = format!("{text:?} is not an IP address");
-                Error::invalid(format!("port_mappings[{index}].host_ip"), reason)
-            })?),
-        };
-        let protocol = match cri::Protocol::try_from(mapping.protocol) {
-            Ok(cri::Protocol::Tcp) => Protocol::Tcp,
-            Ok(cri::Protocol::Udp) => Protocol::Udp,
-            Ok(cri::Protocol::Sctp) => Protocol::Sctp,
-            Err(_) => {
-                let reason = format!("{} is not TCP, UDP or SCTP", mapping.protocol);
-                return Err(Error::invalid(format!("port_mappings[{index}].protocol"), reason));
-            }
-        };
-        if host_port != 0 {
-            mappings.push(PortMapping { host_port, container_port, protocol, host_ip });
-        }
-    }
-    Ok(mappings)
 }

@@ -176,6 +176,8 @@ impl Runtime {
                 }
                 short = !come;
                 let Some(runtime) = runtime.upgrade().filter(|_| come) else { continue };
+                // Why it cannot be kept up is told by Status, and by the next pod.
+                let _told_elsewhere = runtime.networks.keep_up().await;
                 runtime.catch_up().await;
                 runtime.look_again().await;
             }

@@ -4,15 +4,26 @@
 
 const HEADER: usize = 16;
 const ATTRIBUTE: usize = 4;
-const REQUEST: u16 = 0x1;
-const ACKNOWLEDGE: u16 = 0x4;
-const DUMP_INTERRUPTED: u16 = 0x10;
-const NESTED: u16 = 0x8000;
+
+/// A constant of C as the fields of messages have it: the lower half.
+pub(crate) const fn short(constant: libc::c_int) -> u16 {
+    (constant & 0xffff) as u16
+}
+
+pub(crate) const CREATE: u16 = short(libc::NLM_F_CREATE);
+pub(crate) const EXCLUSIVE: u16 = short(libc::NLM_F_EXCL);
+pub(crate) const REPLACE: u16 = short(libc::NLM_F_REPLACE);
+pub(crate) const APPEND: u16 = short(libc::NLM_F_APPEND);
+pub(crate) const DUMP: u16 = short(libc::NLM_F_DUMP);
+const REQUEST: u16 = short(libc::NLM_F_REQUEST);
+const ACKNOWLEDGE: u16 = short(libc::NLM_F_ACK);
+const DUMP_INTERRUPTED: u16 = short(libc::NLM_F_DUMP_INTR);
+const NESTED: u16 = short(libc::NLA_F_NESTED);
 /// Without the bits that say how an attribute is to be read.
-const KIND: u16 = 0x3fff;
-/// `NLMSG_NOOP`, `NLMSG_ERROR`, `NLMSG_DONE`, `NLMSG_OVERRUN`: no objects.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
+const KIND: u16 = short(libc::NLA_TYPE_MASK);
+const ERROR: u16 = short(libc::NLMSG_ERROR);
+const DONE: u16 = short(libc::NLMSG_DONE);
+/// Those before it are about messages.
 const FIRST_OBJECT: u16 = 16;
 
 /// Attributes, one after another.
@@ -52,6 +63,11 @@ impl Attributes {
 
     pub(crate) fn nest(self, kind: u16, inner: &Attributes) -> Self {
         self.bytes(kind | NESTED, &inner.0)
+    }
+
+    /// Attributes that the kernel has told of, as they are.
+    pub(crate) fn told(self, kind: u16, inner: &[u8]) -> Self {
+        self.bytes(kind | NESTED, inner)
     }
 
     /// As [`nest`](Self::nest), with what comes before the inner attributes.
@@ -152,7 +168,7 @@ pub(super) fn answers(mut bytes: &[u8]) -> Vec<Answer> {
 }
 
 /// The attributes in `bytes`, by kind.
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         if rest.len() < ATTRIBUTE {

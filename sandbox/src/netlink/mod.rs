@@ -20,8 +20,10 @@ use rustix::{
     },
 };
 
+pub(crate) use self::message::{
+    APPEND, Attributes, CREATE, DUMP, EXCLUSIVE, Message, REPLACE, Received, attribute, attributes, short,
+};
 use self::message::{Answer, answers};
-pub(crate) use self::message::{Attributes, Message, Received, attribute};
 
 /// Room for what is sent at once: all rules and ports of a host.
 const ROOM: usize = 8 << 20;
@@ -118,15 +120,29 @@ impl Socket {
 
     /// Asks for a list; again when it changed meanwhile.
     pub(crate) fn list(&self, question: &Message) -> io::Result<Vec<Received>> {
+        self.list_of(question, |_| true)
+    }
+
+    /// As [`list`](Self::list), of those that `wanted` picks by what follows the header. The others take no
+    /// room, however many there are.
+    pub(crate) fn list_of(
+        &self,
+        question: &Message,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> io::Result<Vec<Received>> {
         for _ in 0..TRIES {
-            if let Some(whole) = self.list_once(question)? {
+            if let Some(whole) = self.list_once(question, &wanted)? {
                 return Ok(whole);
             }
         }
         Err(io::Error::other("the list changes faster than it can be read"))
     }
 
-    fn list_once(&self, question: &Message) -> io::Result<Option<Vec<Received>>> {
+    fn list_once(
+        &self,
+        question: &Message,
+        wanted: &dyn Fn(&[u8]) -> bool,
+    ) -> io::Result<Option<Vec<Received>>> {
         self.put(std::slice::from_ref(question))?;
         let (mut found, mut changed) = (Vec::new(), false);
         // A list is told piece by piece, each when the one before was taken.
@@ -135,7 +151,9 @@ impl Socket {
                 match answer {
                     Answer::Object(object) => {
                         changed |= object.interrupted;
-                        found.push(object);
+                        if wanted(&object.body) {
+                            found.push(object);
+                        }
                     }
                     Answer::Changed => changed = true,
                     Answer::End | Answer::Told { code: 0, .. } => return Ok((!changed).then_some(found)),

@@ -11,8 +11,10 @@
 
 mod base;
 mod error;
+mod flows;
 mod forwarding;
 mod ledger;
+mod left_over;
 mod links;
 mod nft;
 mod pool;
@@ -21,6 +23,7 @@ mod record;
 mod rules;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 use std::{
     fs,
@@ -30,6 +33,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use self::ports::host_ports;
 use self::{
     base::{Base, Names, link_of, mac_of},
     ledger::{Denied, HostPort, Ledger},
@@ -37,12 +41,13 @@ use self::{
     record::{Pools, Record},
     rules::Mapping,
 };
-pub use self::{error::BridgeError, pool::Subnet};
+pub use self::{
+    error::BridgeError,
+    left_over::{LeftOver, left_over, remove, try_out},
+    pool::Subnet,
+};
 use super::Attachment;
 use crate::{PodId, netns};
-
-/// Annotations that ask for what this network does not do.
-const BANDWIDTH: [&str; 2] = ["kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"];
 
 /// What the network is made of.
 #[derive(Debug, Clone)]
@@ -134,17 +139,30 @@ impl Bridge {
         record::path(&self.config.dir, pod)
     }
 
-    /// Whether pods can be connected, as far as can be told without making anything.
+    /// Whether pods can be connected, as far as can be told without making anything. What somebody has removed
+    /// beneath pods that are connected is made again.
     pub async fn status(self: &Arc<Self>) -> Result<(), BridgeError> {
         let bridge = Arc::clone(self);
         blocking(move || {
-            let there = Links::open()?.find(&bridge.names.bridge)?.is_some();
-            if there && base::standing(&bridge.names, &Links::open()?)?.is_none() {
-                return Err(BridgeError::Foreign { name: bridge.names.bridge.clone() });
+            let links = Links::open()?;
+            if !bridge.ledger().is_empty() {
+                return bridge.ready(&links).map(drop);
             }
-            rules::probe()
+            if base::standing(&bridge.names, &links)?.is_none() {
+                base::check_name(&bridge.names, &links)?;
+            }
+            rules::tables().map(drop)
         })
         .await
+    }
+
+    /// Makes again what somebody has removed beneath pods that are connected: bridge, rules, settings.
+    pub async fn keep_up(self: &Arc<Self>) -> Result<(), BridgeError> {
+        if self.ledger().is_empty() {
+            return Ok(());
+        }
+        let bridge = Arc::clone(self);
+        blocking(move || bridge.ready(&Links::open()?).map(drop)).await
     }
 
     /// Removes the bridge, the rules and the settings, unless a pod is connected.
@@ -158,6 +176,7 @@ impl Bridge {
                 return Ok(());
             }
             *base = None;
+            let _turn = turn::wait();
             base::remove(&bridge.config, &bridge.names, &links)?;
             let _in_use = fs::remove_dir(&bridge.config.dir);
             Ok(())
@@ -193,17 +212,17 @@ impl Bridge {
         let mac = mac_of(base.pools.v4.nth(place));
         let pair = Pair { name: &link, alias: &alias, master: base.index, mac, mtu: self.config.mtu };
         links.make_pair(pair, netns::open(&attachment.netns)?)?;
-        let inside: Vec<Address> = base
-            .pools
-            .all()
-            .map(|pool| Address { address: pool.nth(place), prefix: pool.prefix(), gateway: pool.nth(1) })
-            .collect();
-        netns::run_in(&attachment.netns, || Links::open()?.address_pod(&inside))??;
+        let inside: Vec<Address> = base.pools.all().map(|pool| Address::at(pool, place)).collect();
+        netns::run_in(&attachment.netns, || {
+            forwarding::distrust(links::INTERFACE)?;
+            Links::open()?.address_pod(&inside)
+        })??;
         let mappings = mappings(&ports, &addresses);
         if !mappings.is_empty() && !rules::open_ports(&self.names.table, &mappings)? {
             tracing::warn!(table = self.names.table, "somebody has removed the rules; they are made again");
             base.replace_rules(&self.names, &self.all_mappings(base.pools))?;
         }
+        flows::forget(&ports);
         Ok(addresses)
     }
 
@@ -217,7 +236,8 @@ impl Bridge {
         }
         let elsewhere = rules::open_elsewhere(&self.names.table, &mappings(ports, &pools.at(1)))?;
         elsewhere.map_or(Ok(()), |(port, table)| {
-            Err(taken_by(&port, &format!("a pod of another daemon (nftables table {table})")))
+            let by = "a pod of another daemon, or of one that is gone (podhold doctor knows)";
+            Err(taken_by(&port, &format!("{by}: nftables table {table}")))
         })
     }
 
@@ -229,6 +249,7 @@ impl Bridge {
         {
             return Ok(base.clone());
         }
+        let _turn = turn::wait();
         let kept = match held.as_ref() {
             Some(base) if !self.ledger().is_empty() => Some(base.pools),
             _ => self.recorded_pools(),
@@ -243,9 +264,8 @@ impl Bridge {
         })?;
         let base = base::make(&self.config, &self.names, links, kept)?;
         base.replace_rules(&self.names, &self.all_mappings(base.pools))?;
-        let pods: Vec<PodId> = self.ledger().all().map(|(pod, ..)| pod.clone()).collect();
-        for pod in pods {
-            links.connect(&link_of(&pod), base.index)?;
+        for link in self.own_links() {
+            links.connect(&link, base.index)?;
         }
         *held = Some(base.clone());
         Ok(base)
@@ -257,7 +277,13 @@ impl Bridge {
     }
 
     fn all_mappings(&self, pools: Pools) -> Vec<Mapping> {
-        self.ledger().all().flat_map(|(_, place, ports)| mappings(ports, &pools.at(place))).collect()
+        self.ledger().all().flat_map(|(place, ports)| mappings(ports, &pools.at(place))).collect()
+    }
+
+    /// The links that there should be.
+    fn own_links(&self) -> Vec<String> {
+        let ledger = self.ledger();
+        ledger.pods().map(link_of).chain(ledger.strays().cloned()).collect()
     }
 
     fn give_back(&self, pod: &PodId) -> Result<(), BridgeError> {
@@ -267,13 +293,13 @@ impl Bridge {
             if !ledger.has(pod) && !ledger.has_stray(&link) && !self.record_path(pod).exists() {
                 return Ok(());
             }
-            ledger.all().find(|(other, ..)| *other == pod).map(|(_, _, ports)| ports.to_vec())
+            ledger.ports(pod, &link)
         };
-        let ports = ports.unwrap_or_default();
         let none = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
         let mappings = mappings(&ports, &none);
         if !mappings.is_empty() {
             rules::close_ports(&self.names.table, &mappings)?;
+            flows::forget(&ports);
         }
         Links::open()?.remove(&link)?;
         record::remove(&self.config.dir, pod)?;
@@ -282,6 +308,7 @@ impl Bridge {
     }
 
     fn take_up(&self, is_known: &dyn Fn(&str) -> bool) -> Vec<(PodId, BridgeError)> {
+        record::remove_unfinished(&self.config.dir);
         let mut damaged = Vec::new();
         for pod in self.recorded() {
             match Record::read(&self.config.dir, &pod) {
@@ -303,7 +330,8 @@ impl Bridge {
         let links = Links::open()?;
         let standing = base::standing(&self.names, &links)?;
         if let Some((bridge, pools)) = &standing {
-            let recorded: Vec<String> = self.ledger().all().map(|(pod, ..)| link_of(pod)).collect();
+            let recorded = self.own_links();
+            let open = rules::open_now(&self.names.table)?;
             let ours = |link: &links::Link| link.master == Some(bridge.index) && link.kind == "veth";
             for link in links.list()?.into_iter().filter(ours) {
                 if recorded.contains(&link.name) {
@@ -316,7 +344,14 @@ impl Bridge {
                 }
                 let address = link.alias.split(' ').next().and_then(|first| first.parse().ok());
                 if let Some(place) = address.and_then(|address| pools.v4.place(address)) {
-                    self.ledger().note_stray(link.name, place);
+                    let addresses = pools.at(place);
+                    let mut ports: Vec<HostPort> = Vec::new();
+                    for (port, _) in open.iter().filter(|(_, to)| addresses.contains(to)) {
+                        if !ports.contains(port) {
+                            ports.push(port.clone());
+                        }
+                    }
+                    self.ledger().note_stray(link.name, place, ports);
                 }
             }
         }
@@ -331,45 +366,6 @@ impl Bridge {
 /// tells of them: nothing in a table of ours can undo that.
 pub fn in_the_way() -> std::io::Result<Vec<String>> {
     rules::in_the_way()
-}
-
-/// What the pod asks of the host's ports; refuses what cannot be done.
-fn host_ports(attachment: &Attachment) -> Result<Vec<HostPort>, BridgeError> {
-    let refuse = |field, value: String, reason| {
-        Err(BridgeError::BadRequest { pod: attachment.pod.clone(), field, value, reason })
-    };
-    for name in BANDWIDTH {
-        if let Some(value) = attachment.annotations.get(name) {
-            let reason = "the built-in network does not limit bandwidth; remove the annotation, or install \
-                          the CNI plugin bandwidth";
-            return refuse(name, value.chars().take(100).collect(), reason);
-        }
-    }
-    let mut ports = Vec::new();
-    for mapping in attachment.port_mappings.iter().filter(|mapping| mapping.host_port != 0) {
-        let ip = mapping.host_ip.map(|ip| ip.to_canonical()).filter(|ip| !ip.is_unspecified());
-        if mapping.container_port == 0 {
-            return refuse(
-                "container_port",
-                "0".to_owned(),
-                "a host port has to lead to a port from 1 to 65535",
-            );
-        }
-        if let Some(ip) = ip.filter(IpAddr::is_multicast) {
-            return refuse("host_ip", ip.to_string(), "it is no address of one host");
-        }
-        if ip.is_some_and(|ip| ip.is_ipv6() && ip.is_loopback()) {
-            let reason = "the kernel sends nothing from ::1 to a pod; use 127.0.0.1, or another address";
-            return refuse("host_ip", "::1".to_owned(), reason);
-        }
-        let port =
-            HostPort { protocol: mapping.protocol, ip, port: mapping.host_port, to: mapping.container_port };
-        // Kubernetes lets a pod name one twice.
-        if !ports.contains(&port) {
-            ports.push(port);
-        }
-    }
-    Ok(ports)
 }
 
 fn mappings(ports: &[HostPort], addresses: &[IpAddr]) -> Vec<Mapping> {

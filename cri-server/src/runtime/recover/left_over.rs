@@ -1,9 +1,10 @@
 //! What pods that are gone have left, for whoever asks to have it removed: the run directory, addresses, cgroups.
 //!
 //! Invariant: only what has the name of a pod of ours and no directory in the state directory goes. A cgroup
-//! parent may be shared with others, so a cgroup has to have a name as long as our ids are.
+//! parent may be shared with others, also with another Podhold: a cgroup has to have a name as long as our ids
+//! are, and one in which processes live is ours only where our run directory knows the pod.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 use podhold_cgroups::{CgroupPath, Cgroups};
 use podhold_sandbox::{Layout, PodId, launch::LaunchError};
@@ -20,9 +21,16 @@ const ID_LENGTH: usize = 64;
 
 impl Runtime {
     /// Removes what pods that are gone have left, as recovery does after a reboot, and their cgroups. One whose
-    /// shim lives is not gone, though its records are.
-    pub async fn sweep(self: &Arc<Self>) -> Result<()> {
+    /// shim lives is not gone, though its records are. `others` are directories of others that may have pods
+    /// beneath the same cgroup.
+    pub async fn sweep(self: &Arc<Self>, others: &[Layout]) -> Result<()> {
         let mut alive = BTreeSet::new();
+        // Before the traces go by which they are known.
+        let (runtime, others) = (Arc::clone(self), others.to_vec());
+        let cgroups = blocking("cgroup", move || {
+            lost_cgroups(&runtime.cgroups, &runtime.cgroup_parent, &runtime.layout, &others)
+        });
+        let lost = cgroups.await?;
         for pod in self.lost_pods()? {
             match self.launcher.reopen_pod(&pod).await {
                 Err(LaunchError::Gone { .. }) => self.remove_damaged_pod(pod.as_str()).await?,
@@ -37,7 +45,7 @@ impl Runtime {
         let runtime = Arc::clone(self);
         blocking("cgroup", move || {
             let (cgroups, parent) = (&runtime.cgroups, &runtime.cgroup_parent);
-            for pod in lost_cgroups(cgroups, parent, &runtime.layout)?.difference(&alive) {
+            for pod in lost.difference(&alive) {
                 info!(%pod, "cgroup left over; removed");
                 let lost = parent.child(pod.as_str());
                 cgroups.kill(&lost)?;
@@ -56,21 +64,42 @@ impl Runtime {
     }
 }
 
-/// The pods that have a cgroup in any hierarchy and nothing in the state directory.
+/// The pods that have a cgroup in any hierarchy and nothing in our state directory or that of `others`. A cgroup
+/// with processes is somebody else's, unless our run directory knows the pod.
 pub(crate) fn lost_cgroups(
     cgroups: &Cgroups,
     parent: &CgroupPath,
     layout: &Layout,
+    others: &[Layout],
 ) -> Result<BTreeSet<PodId>> {
     let hierarchies = cgroups.version_1_directories(parent).into_iter().map(|(_, path)| path);
     let unified = Path::new("/sys/fs/cgroup").join(parent.relative());
-    let mut lost = BTreeSet::new();
+    let is_there = |path: &Path| path.symlink_metadata().is_ok();
+    let is_kept =
+        |pod: &PodId| [layout].into_iter().chain(others).any(|layout| is_there(&layout.pod_state(pod)));
+    let leaves_traces = |pod: &PodId| is_there(&layout.pod_run(pod)) || is_there(&layout.netns(pod));
+    let (mut lost, mut occupied) = (BTreeSet::new(), BTreeSet::new());
     for place in hierarchies.chain([unified]) {
-        let pods = names(&place)?.into_iter().filter(|name| is_id(name) && place.join(name).is_dir());
-        let pods = pods.filter_map(|name| PodId::parse(&name).ok());
-        lost.extend(pods.filter(|pod| layout.pod_state(pod).symlink_metadata().is_err()));
+        for name in names(&place)?.into_iter().filter(|name| is_id(name) && place.join(name).is_dir()) {
+            let Ok(pod) = PodId::parse(&name) else { continue };
+            if is_kept(&pod) {
+                continue;
+            }
+            if !leaves_traces(&pod) && has_processes(&place.join(&name)) {
+                occupied.insert(pod.clone());
+            }
+            lost.insert(pod);
+        }
     }
-    Ok(lost)
+    Ok(lost.difference(&occupied).cloned().collect())
+}
+
+/// Whether processes are in a cgroup or beneath it. What cannot be read has some.
+fn has_processes(cgroup: &Path) -> bool {
+    let procs = fs::read_to_string(cgroup.join("cgroup.procs"));
+    let beneath = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    procs.map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |procs| !procs.trim().is_empty())
+        || beneath.map(|entry| entry.path()).any(|path| path.is_dir() && has_processes(&path))
 }
 
 fn is_id(name: &str) -> bool {

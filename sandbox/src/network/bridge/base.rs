@@ -1,33 +1,36 @@
 //! What all pods of a daemon share: the bridge, its addresses, the settings and the rules.
 //!
 //! Invariant: whose bridge it is and which ranges it has stands on the bridge itself (its alias), so that no
-//! file can disagree with the kernel. Pods that are there keep their ranges.
+//! file can disagree with the kernel, nor a name in the configuration. Pods that are there keep their ranges.
 
-use std::{net::IpAddr, path::Path};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use super::{
     BridgeConfig,
     error::BridgeError,
-    forwarding::{self, Forwarding},
-    links::{Link, Links, Route},
-    pool,
+    forwarding::{self, Forwarding, Uplinks},
+    links::{Address, INTERFACE, Link, Links, Pair, Route},
+    pool::{self, Subnet},
     record::Pools,
     rules::{self, Ground, Mapping},
 };
+use crate::netns::Unpinned;
 
 /// Name of the file with the settings that were changed.
 const FORWARDING: &str = "forwarding";
-/// How often a bridge is made anew since another daemon has taken its range at the same time.
-const TRIES: usize = 8;
+/// What has room on a link (`IFALIASZ`), without the zero at its end.
+const LONGEST_ALIAS: usize = 255;
 
 /// Names of what one daemon makes, from the directory that is its own.
 #[derive(Debug, Clone)]
 pub(super) struct Names {
     pub(super) bridge: String,
     pub(super) table: String,
-    /// First word of the bridge's alias.
-    mark: String,
     mac: [u8; 6],
+    owner: PathBuf,
 }
 
 impl Names {
@@ -37,58 +40,82 @@ impl Names {
         let table = format!("{}{tag}", rules::PREFIX);
         let bridge = if config.name.is_empty() { table.clone() } else { config.name.clone() };
         // 02: nobody has registered it.
-        Self { bridge, mark: table.clone(), table, mac: [2, a, b, c, d, e] }
+        Self { bridge, table, mac: [2, a, b, c, d, e], owner: config.owner.clone() }
     }
 
+    /// What stands on the bridge: whose it is, its ranges, and the directory of whose it is where that has room.
     fn alias(&self, pools: Pools) -> String {
-        pools.all().fold(self.mark.clone(), |alias, pool| format!("{alias} {pool}"))
+        let v6 = pools.v6.map_or_else(|| "-".to_owned(), |v6| v6.to_string());
+        let alias = format!("{} {} {v6}", self.table, pools.v4);
+        let owner = self.owner.to_str().map(|owner| format!("{alias} {owner}"));
+        owner.filter(|whole| whole.len() <= LONGEST_ALIAS).unwrap_or(alias)
     }
 
     /// The ranges that stand on a bridge of ours.
     fn pools(&self, link: &Link) -> Option<Pools> {
-        let mut words = link.alias.split(' ');
-        let ours = link.kind == "bridge" && words.next() == Some(&self.mark);
+        let ours = mark(link) == Some(&self.table);
+        let mut words = link.alias.split(' ').skip(1);
         let v4 = words.next().filter(|_| ours)?.parse().ok()?;
         Some(Pools { v4, v6: words.next().and_then(|v6| v6.parse().ok()) })
     }
+}
 
-    fn is_ours(&self, link: &Link) -> bool {
-        self.pools(link).is_some()
-    }
+/// Which daemon's bridge a link is: the name of its table.
+pub(super) fn mark(link: &Link) -> Option<&str> {
+    let mark = link.alias.split(' ').next()?;
+    let tag = mark.strip_prefix(rules::PREFIX).filter(|_| link.kind == "bridge")?;
+    tag.bytes().all(|byte| byte.is_ascii_hexdigit()).then_some(mark)
+}
+
+/// The directory of whose bridge a link is.
+pub(super) fn owner(link: &Link) -> Option<PathBuf> {
+    link.alias.splitn(4, ' ').nth(3).map(PathBuf::from)
 }
 
 /// A bridge that is ready for pods.
 #[derive(Debug, Clone)]
 pub(super) struct Base {
     pub(super) index: u32,
+    name: String,
     pub(super) pools: Pools,
     forwarding: Forwarding,
 }
 
 impl Base {
-    /// Whether it is as it was.
+    /// Whether it is as it was, with its rules and settings.
     pub(super) fn is_current(&self, names: &Names, links: &Links) -> Result<bool, BridgeError> {
-        let index = links.find(&names.bridge)?.map(|link| link.index);
-        if index != Some(self.index) || !self.forwarding.is_ours() {
-            return Ok(index == Some(self.index));
+        let index = links.find(&self.name)?.map(|link| link.index);
+        if index != Some(self.index) || !rules::stand(&names.table)? {
+            return Ok(false);
         }
-        Ok(self.forwarding.is_current(&uplinks(links, self.index)?))
+        self.forwarding.is_current(|| uplinks(links, self.index))
     }
 
     /// Makes the rules anew, with these ports.
     pub(super) fn replace_rules(&self, names: &Names, mappings: &[Mapping]) -> Result<(), BridgeError> {
         let pools: Vec<_> = self.pools.all().collect();
-        let uplinks4 = self.forwarding.uplinks4.as_deref().unwrap_or_default();
-        let uplinks6 = self.forwarding.uplinks6.as_deref().unwrap_or_default();
-        let ground = Ground { table: &names.table, bridge: &names.bridge, pools: &pools, uplinks4, uplinks6 };
-        rules::replace(ground, mappings)
+        let (table, bridge, uplinks) = (&names.table, &self.name, &self.forwarding.uplinks);
+        rules::replace(Ground { table, bridge, pools: &pools, uplinks }, mappings)
     }
 }
 
-/// The ranges of the bridge that is there, when it is ours.
+/// Our bridge that is there, whatever its name, and its ranges.
 pub(super) fn standing(names: &Names, links: &Links) -> Result<Option<(Link, Pools)>, BridgeError> {
-    let found = links.find(&names.bridge)?;
-    Ok(found.and_then(|link| names.pools(&link).map(|pools| (link, pools))))
+    let ours = |link: Link| names.pools(&link).map(|pools| (link, pools));
+    match links.find(&names.bridge)?.and_then(ours) {
+        None => Ok(links.list()?.into_iter().find_map(ours)),
+        found => Ok(found),
+    }
+}
+
+/// Refuses to go on where somebody else has the name.
+pub(super) fn check_name(names: &Names, links: &Links) -> Result<(), BridgeError> {
+    match links.find(&names.bridge)? {
+        Some(link) if names.pools(&link).is_none() => {
+            Err(BridgeError::Foreign { name: names.bridge.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes the bridge, or uses the one that is there. `kept` are the ranges that pods have addresses of.
@@ -98,26 +125,26 @@ pub(super) fn make(
     links: &Links,
     kept: Option<Pools>,
 ) -> Result<Base, BridgeError> {
-    let (link, pools) = match links.find(&names.bridge)? {
-        Some(link) if !names.is_ours(&link) => {
-            return Err(BridgeError::Foreign { name: names.bridge.clone() });
-        }
-        Some(link) => stand_or_move(config, names, links, (link, kept))?,
+    let (link, pools) = match standing(names, links)? {
+        Some(standing) => stand_or_move(config, names, links, (standing, kept))?,
         None => lay(config, names, links, kept)?,
     };
-    let (index, v6) = (link.index, pools.v6.is_some());
-    let others = uplinks(links, index)?;
-    let forwarding = Forwarding::open(config.dir.join(FORWARDING), &names.bridge, &others, v6)?;
-    Ok(Base { index, pools, forwarding })
+    forwarding::distrust(&link.name)?;
+    let others = uplinks(links, link.index)?;
+    let (_, elsewhere) = rules::uplinks(&names.table)?;
+    let (file, v6) = (config.dir.join(FORWARDING), pools.v6.is_some());
+    let forwarding = Forwarding::open(file, &link.name, v6, &others, &elsewhere)?;
+    Ok(Base { index: link.index, name: link.name, pools, forwarding })
 }
 
 /// Removes all of it.
 pub(super) fn remove(config: &BridgeConfig, names: &Names, links: &Links) -> Result<(), BridgeError> {
+    let (_, elsewhere) = rules::uplinks(&names.table)?;
     rules::remove(&names.table)?;
-    if links.find(&names.bridge)?.is_some_and(|link| names.is_ours(&link)) {
-        links.remove(&names.bridge)?;
+    if let Some((link, _)) = standing(names, links)? {
+        links.remove(&link.name)?;
     }
-    forwarding::give_back(&config.dir.join(FORWARDING));
+    forwarding::give_back(&config.dir.join(FORWARDING), &elsewhere);
     Ok(())
 }
 
@@ -134,23 +161,26 @@ fn stand_or_move(
     config: &BridgeConfig,
     names: &Names,
     links: &Links,
-    (link, kept): (Link, Option<Pools>),
+    ((link, pools), kept): ((Link, Pools), Option<Pools>),
 ) -> Result<(Link, Pools), BridgeError> {
-    let pools = names.pools(&link).expect("it is ours");
     let routes = links.routes()?;
     let in_use = pools.all().any(|pool| {
         let foreign = |route: &Route| route.link != link.index && route.to.prefix() >= pool.prefix();
         routes.iter().any(|route| foreign(route) && route.to.overlaps(&pool))
     });
     let v6 = config.v6.filter(|_| has_v6());
-    let wanted = pools.v4.prefix() == config.v4.prefix() && pools.v6.is_some() == v6.is_some();
+    let named = link.name == names.bridge;
+    let wanted = named && pools.v4.prefix() == config.v4.prefix() && pools.v6.is_some() == v6.is_some();
     match kept {
         Some(kept) if kept == pools => {}
         None if wanted && !in_use && is_near(config, pools) => {}
         _ => {
-            links.remove(&names.bridge)?;
+            links.remove(&link.name)?;
             return lay(config, names, links, kept);
         }
+    }
+    if link.alias != names.alias(pools) {
+        links.write(&link.name, &names.alias(pools))?;
     }
     // An earlier daemon may have died before it had given it its addresses.
     for pool in pools.all() {
@@ -165,39 +195,31 @@ fn is_near(config: &BridgeConfig, pools: Pools) -> bool {
     config.v4.leads_to(&pools.v4) && v6
 }
 
-/// Makes a new bridge in ranges that nobody has.
+/// Makes a new bridge in ranges that nobody has. It is our turn: no other daemon chooses at the same time.
 fn lay(
     config: &BridgeConfig,
     names: &Names,
     links: &Links,
     kept: Option<Pools>,
 ) -> Result<(Link, Pools), BridgeError> {
+    check_name(names, links)?;
     let v6 = config.v6.filter(|_| has_v6());
-    for _ in 0..TRIES {
-        let routes: Vec<_> = links.routes()?.iter().map(|route| route.to).collect();
-        let chosen = || pool::choose(config.v4, v6, &routes).map(|(v4, v6)| Pools { v4, v6 });
-        let pools = kept.or_else(chosen).ok_or(BridgeError::NoPool { wanted: config.v4 })?;
-        links.make_bridge(&names.bridge, &names.alias(pools), names.mac, config.mtu)?;
-        let link = links.find(&names.bridge)?;
-        let link = link.ok_or_else(|| BridgeError::Foreign { name: names.bridge.clone() })?;
-        for pool in pools.all() {
-            links.add_address(&link, pool.nth(1), pool.prefix())?;
-        }
-        // Another daemon may have chosen the same at the same time: the elder link stays.
-        let elder = |route: &Route| route.link < link.index && pools.all().any(|pool| pool == route.to);
-        if kept.is_none() && links.routes()?.iter().any(elder) {
-            links.remove(&names.bridge)?;
-            continue;
-        }
-        if (pools.v4, pools.v6) != (config.v4, v6) && kept.is_none() {
-            let (wanted, taken) = (config.v4, pools.v4);
-            tracing::warn!(bridge = names.bridge, %wanted, %taken, v6 = ?pools.v6, "addresses for pods are in use by another route; the next free range is taken");
-        }
-        tracing::info!(bridge = names.bridge, pool = %pools.v4, "bridge for pods made");
-        tell_what_is_in_the_way(names);
-        return Ok((link, pools));
+    let routes: Vec<_> = links.routes()?.iter().map(|route| route.to).collect();
+    let chosen = || pool::choose(config.v4, v6, &routes).map(|(v4, v6)| Pools { v4, v6 });
+    let pools = kept.or_else(chosen).ok_or(BridgeError::NoPool { wanted: config.v4 })?;
+    links.make_bridge(&names.bridge, &names.alias(pools), names.mac, config.mtu)?;
+    let link = links.find(&names.bridge)?;
+    let link = link.ok_or_else(|| BridgeError::Foreign { name: names.bridge.clone() })?;
+    for pool in pools.all() {
+        links.add_address(&link, pool.nth(1), pool.prefix())?;
     }
-    Err(BridgeError::NoPool { wanted: config.v4 })
+    if (pools.v4, pools.v6) != (config.v4, v6) && kept.is_none() {
+        let (wanted, taken) = (config.v4, pools.v4);
+        tracing::warn!(bridge = names.bridge, %wanted, %taken, v6 = ?pools.v6, "addresses for pods are in use by another route; the next free range is taken");
+    }
+    tracing::info!(bridge = names.bridge, pool = %pools.v4, "bridge for pods made");
+    tell_what_is_in_the_way(names);
+    Ok((link, pools))
 }
 
 /// Whether this host has IPv6 at all.
@@ -245,4 +267,33 @@ pub(super) fn mac_of(address: IpAddr) -> [u8; 6] {
     let IpAddr::V4(address) = address else { return [2, 0, 0, 0, 0, 2] };
     let [a, b, c, d] = address.octets();
     [0x0a, 0x58, a, b, c, d]
+}
+
+/// A bridge, rules, and a pod in its namespace, on a host that is the thread's own namespace.
+pub(super) fn try_out(pod: &Unpinned) -> Result<(), BridgeError> {
+    let config = BridgeConfig {
+        dir: PathBuf::new(),
+        owner: PathBuf::from("/"),
+        name: String::new(),
+        v4: Subnet::around([10, 214, 0, 0].into(), 22).expect("22 bits are not too many"),
+        v6: Subnet::around([0xfd50, 0x6f64, 0, 0, 0, 0, 0, 0].into(), 64),
+        mtu: 0,
+    };
+    let (names, links) = (Names::of(&config), Links::open()?);
+    let (bridge, pools) = lay(&config, &names, &links, None)?;
+    forwarding::distrust(&bridge.name)?;
+    let pair =
+        Pair { name: "pod", alias: "", master: bridge.index, mac: mac_of(pools.v4.nth(2)), mtu: config.mtu };
+    links.make_pair(pair, pod)?;
+    let inside: Vec<Address> = pools.all().map(|pool| Address::at(pool, 2)).collect();
+    pod.run(|| {
+        forwarding::distrust(INTERFACE)?;
+        Links::open()?.address_pod(&inside)
+    })??;
+    let pools: Vec<_> = pools.all().collect();
+    let uplinks = Uplinks::default();
+    rules::replace(
+        Ground { table: &names.table, bridge: &bridge.name, pools: &pools, uplinks: &uplinks },
+        &[],
+    )
 }

@@ -40,15 +40,15 @@ pub(super) enum Denied {
     /// All addresses are taken.
     Full,
     /// Another pod, or the pod itself, has the port already.
-    Taken { port: HostPort, by: PodId },
+    Taken { port: HostPort, by: String },
 }
 
 /// What all pods have.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pods: BTreeMap<PodId, (u32, Vec<HostPort>)>,
-    /// Places of links that nobody has a record of.
-    strays: BTreeMap<String, u32>,
+    /// Links that nobody has a record of: the places, and the ports that lead there.
+    strays: BTreeMap<String, (u32, Vec<HostPort>)>,
     /// Where the search for a free place begins: one that was given back is not given away at once.
     next: u32,
 }
@@ -58,17 +58,18 @@ impl Ledger {
     pub(super) fn claim(&mut self, pod: &PodId, ports: &[HostPort], last: u32) -> Result<u32, Denied> {
         for (index, port) in ports.iter().enumerate() {
             if ports[..index].iter().any(|other| other.clashes(port)) {
-                return Err(Denied::Taken { port: port.clone(), by: pod.clone() });
+                return Err(Denied::Taken { port: port.clone(), by: pod.to_string() });
             }
             let others = self.pods.iter().filter(|(other, _)| *other != pod);
-            for (by, (_, held)) in others {
-                if held.iter().any(|held| held.clashes(port)) {
-                    return Err(Denied::Taken { port: port.clone(), by: by.clone() });
-                }
+            let others = others.map(|(other, (_, held))| (other.as_str(), held));
+            let strays = self.strays.iter().map(|(link, (_, held))| (link.as_str(), held));
+            let clash = |held: &Vec<HostPort>| held.iter().any(|held| held.clashes(port));
+            if let Some((by, _)) = others.chain(strays).find(|(_, held)| clash(held)) {
+                return Err(Denied::Taken { port: port.clone(), by: by.to_owned() });
             }
         }
         let taken: BTreeSet<u32> =
-            self.pods.values().map(|(place, _)| *place).chain(self.strays.values().copied()).collect();
+            self.pods.values().chain(self.strays.values()).map(|(place, _)| *place).collect();
         let begin = if (FIRST..=last).contains(&self.next) { self.next } else { FIRST };
         let place = (begin..=last).chain(FIRST..begin).find(|place| !taken.contains(place));
         let place = place.ok_or(Denied::Full)?;
@@ -83,9 +84,9 @@ impl Ledger {
         self.pods.insert(pod, (place, ports));
     }
 
-    /// Takes note of a link whose pod is not known.
-    pub(super) fn note_stray(&mut self, link: String, place: u32) {
-        self.strays.insert(link, place);
+    /// Takes note of a link whose record is not known, and of the ports that lead there.
+    pub(super) fn note_stray(&mut self, link: String, place: u32, ports: Vec<HostPort>) {
+        self.strays.insert(link, (place, ports));
     }
 
     pub(super) fn has(&self, pod: &PodId) -> bool {
@@ -94,6 +95,12 @@ impl Ledger {
 
     pub(super) fn has_stray(&self, link: &str) -> bool {
         self.strays.contains_key(link)
+    }
+
+    /// The ports of a pod, or of its link when nobody has a record of it.
+    pub(super) fn ports(&self, pod: &PodId, link: &str) -> Vec<HostPort> {
+        let held = self.pods.get(pod).or_else(|| self.strays.get(link));
+        held.map(|(_, ports)| ports.clone()).unwrap_or_default()
     }
 
     pub(super) fn release(&mut self, pod: &PodId, link: &str) {
@@ -106,9 +113,19 @@ impl Ledger {
         self.pods.is_empty() && self.strays.is_empty()
     }
 
-    /// All pods, with their places and ports.
-    pub(super) fn all(&self) -> impl Iterator<Item = (&PodId, u32, &[HostPort])> {
-        self.pods.iter().map(|(pod, (place, ports))| (pod, *place, ports.as_slice()))
+    /// The pods.
+    pub(super) fn pods(&self) -> impl Iterator<Item = &PodId> {
+        self.pods.keys()
+    }
+
+    /// The links that nobody has a record of.
+    pub(super) fn strays(&self) -> impl Iterator<Item = &String> {
+        self.strays.keys()
+    }
+
+    /// The places of all, with their ports.
+    pub(super) fn all(&self) -> impl Iterator<Item = (u32, &[HostPort])> {
+        self.pods.values().chain(self.strays.values()).map(|(place, ports)| (*place, ports.as_slice()))
     }
 }
 
@@ -140,8 +157,10 @@ mod tests {
         assert_eq!(ledger.claim(&pod(1), &[], 10), Ok(2));
         ledger.release(&pod(1), "");
         assert_eq!(ledger.claim(&pod(2), &[], 10), Ok(3));
-        ledger.note_stray("pod000".into(), 4);
+        ledger.note_stray("pod000".into(), 4, vec![port(None, 1, Protocol::Tcp)]);
         assert_eq!(ledger.claim(&pod(3), &[], 10), Ok(5));
+        let taken = ledger.claim(&pod(4), &[port(None, 1, Protocol::Tcp)], 10);
+        assert!(matches!(taken, Err(Denied::Taken { by, .. }) if by == "pod000"));
     }
 
     #[test]

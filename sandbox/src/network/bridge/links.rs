@@ -8,42 +8,24 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
+use libc::{
+    IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND,
+    IFLA_INFO_SLAVE_DATA, IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_NET_NS_FD,
+    RTA_DST, RTA_GATEWAY, RTA_OIF,
+};
+
 use super::{
     error::BridgeError,
     pool::{Subnet, octets},
 };
-use crate::netlink::{Attributes, Family, Message, Refused, Socket, attribute};
+use crate::netlink::{
+    Attributes, CREATE, DUMP, EXCLUSIVE, Family, Message, REPLACE, Refused, Socket, attribute,
+};
 
-const CREATE: u16 = 0x400;
-const EXCLUSIVE: u16 = 0x200;
-const REPLACE: u16 = 0x100;
-const DUMP: u16 = 0x300;
-
-const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_MTU: u16 = 4;
-const IFLA_MASTER: u16 = 10;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_IFALIAS: u16 = 20;
-const IFLA_NET_NS_FD: u16 = 28;
-const IFLA_INFO_KIND: u16 = 1;
-const IFLA_INFO_DATA: u16 = 2;
-const IFLA_INFO_SLAVE_KIND: u16 = 4;
-const IFLA_INFO_SLAVE_DATA: u16 = 5;
+/// What libc has no names for.
 const IFLA_BRPORT_MODE: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
-const IFA_ADDRESS: u16 = 1;
-const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
-/// No wait until an IPv6 address is known to be ours alone: we give them out.
-const IFA_F_NODAD: u32 = 2;
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const TABLE_MAIN: u8 = 254;
-const TABLE_LOCAL: u8 = 255;
-const PROTOCOL_BOOT: u8 = 3;
-const UNICAST: u8 = 1;
 /// The pod's own interface.
 pub(super) const INTERFACE: &str = "eth0";
 
@@ -90,6 +72,13 @@ pub(super) struct Address {
     pub(super) gateway: IpAddr,
 }
 
+impl Address {
+    /// What a pod at this place has of a range.
+    pub(super) fn at(pool: Subnet, place: u32) -> Self {
+        Self { address: pool.nth(place), prefix: pool.prefix(), gateway: pool.nth(1) }
+    }
+}
+
 impl Links {
     pub(super) fn open() -> Result<Self, BridgeError> {
         Socket::open(Family::Route).map(Self).map_err(failed("open a netlink socket for", "links"))
@@ -120,6 +109,13 @@ impl Links {
         Ok(found.iter().filter_map(|route| route_of(&route.body)).collect())
     }
 
+    /// The addresses of the host itself.
+    pub(super) fn addresses(&self) -> Result<Vec<IpAddr>, BridgeError> {
+        let question = Message::new(libc::RTM_GETADDR, DUMP, &[0; 8], Attributes::new());
+        let found = self.0.list(&question).map_err(failed("list the addresses of", "all links"))?;
+        Ok(found.iter().filter_map(|address| own_address(&address.body)).collect())
+    }
+
     /// Makes the bridge and brings it up. What is `alias` is written on it.
     pub(super) fn make_bridge(
         &self,
@@ -135,9 +131,12 @@ impl Links {
             attributes = attributes.native(IFLA_MTU, mtu);
         }
         let make = Message::new(libc::RTM_NEWLINK, CREATE | EXCLUSIVE, &link_header(0, true), attributes);
-        let written = name_of(name).text(IFLA_IFALIAS, alias);
-        let write = Message::new(libc::RTM_NEWLINK, 0, &link_header(0, false), written).acknowledged();
-        self.0.send(&[make, write]).map_err(refused("make the bridge", name))
+        self.0.send(&[make, written(name, alias)]).map_err(refused("make the bridge", name))
+    }
+
+    /// Writes anew what stands on a link.
+    pub(super) fn write(&self, name: &str, alias: &str) -> Result<(), BridgeError> {
+        self.0.send(&[written(name, alias)]).map_err(refused("write on", name))
     }
 
     /// Gives a link an address. One it has already is a success.
@@ -197,7 +196,8 @@ impl Links {
         messages.extend(addresses.iter().map(|to| address_message(index, to.address, to.prefix)));
         messages.extend(addresses.iter().map(|to| {
             let family = family(to.gateway);
-            let header = [family, 0, 0, 0, TABLE_MAIN, PROTOCOL_BOOT, 0, UNICAST, 0, 0, 0, 0];
+            let header =
+                [family, 0, 0, 0, libc::RT_TABLE_MAIN, libc::RTPROT_BOOT, 0, libc::RTN_UNICAST, 0, 0, 0, 0];
             let attributes = Attributes::new().bytes(RTA_GATEWAY, &octets(to.gateway)).native(RTA_OIF, index);
             Message::new(libc::RTM_NEWROUTE, CREATE | REPLACE, &header, attributes)
         }));
@@ -206,13 +206,19 @@ impl Links {
     }
 }
 
+fn written(name: &str, alias: &str) -> Message {
+    let alias = name_of(name).text(IFLA_IFALIAS, alias);
+    Message::new(libc::RTM_NEWLINK, 0, &link_header(0, false), alias).acknowledged()
+}
+
 fn address_message(index: u32, address: IpAddr, prefix: u8) -> Message {
     let mut header = vec![family(address), prefix, 0, 0];
     header.extend(index.to_ne_bytes());
     let mut attributes =
         Attributes::new().bytes(IFA_LOCAL, &octets(address)).bytes(IFA_ADDRESS, &octets(address));
     if address.is_ipv6() {
-        attributes = attributes.native(IFA_FLAGS, IFA_F_NODAD);
+        // No wait until it is known to be ours alone: we give them out.
+        attributes = attributes.native(IFA_FLAGS, libc::IFA_F_NODAD);
     }
     Message::new(libc::RTM_NEWADDR, CREATE | REPLACE, &header, attributes)
 }
@@ -259,21 +265,30 @@ fn link_of(body: &[u8]) -> Option<Link> {
     })
 }
 
+fn own_address(body: &[u8]) -> Option<IpAddr> {
+    let rest = body.get(8..)?;
+    address(attribute(rest, IFA_LOCAL).or_else(|| attribute(rest, IFA_ADDRESS))?)
+}
+
+/// An address in the order of the network.
+pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        16 => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
+        _ => None,
+    }
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
 }
 
 fn route_of(body: &[u8]) -> Option<Route> {
-    let (family, prefix, table, kind) = (*body.first()?, *body.get(1)?, *body.get(4)?, *body.get(7)?);
+    let (prefix, table, kind) = (*body.get(1)?, *body.get(4)?, *body.get(7)?);
     let rest = body.get(12..)?;
-    let to = attribute(rest, RTA_DST)?;
-    let address = match i32::from(family) {
-        libc::AF_INET => IpAddr::from(<[u8; 4]>::try_from(to).ok()?),
-        libc::AF_INET6 => IpAddr::from(<[u8; 16]>::try_from(to).ok()?),
-        _ => return None,
-    };
+    let address = address(attribute(rest, RTA_DST)?)?;
     let link = attribute(rest, RTA_OIF).and_then(|link| link.try_into().ok()).map_or(0, u32::from_ne_bytes);
-    let ours = table != TABLE_LOCAL && kind == UNICAST;
+    let ours = table != libc::RT_TABLE_LOCAL && kind == libc::RTN_UNICAST;
     ours.then_some(()).and_then(|()| Some(Route { to: Subnet::around(address, prefix)?, link }))
 }
 

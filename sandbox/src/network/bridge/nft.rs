@@ -5,32 +5,18 @@
 
 use std::io;
 
-use crate::netlink::{Attributes, Family, Message, Received, Refused, Socket, attribute};
+use crate::netlink::{
+    APPEND, Attributes, CREATE, DUMP, Family, Message, Received, Refused, Socket, attribute, attributes,
+    short,
+};
 
-const SUBSYSTEM: u16 = 10;
-const BATCH_BEGIN: u16 = 16;
-const BATCH_END: u16 = 17;
-const CREATE: u16 = 0x400;
-const APPEND: u16 = 0x800;
-const DUMP: u16 = 0x300;
+const SUBSYSTEM: u16 = short(libc::NFNL_SUBSYS_NFTABLES);
 /// Tables of both address families.
-const INET: u8 = 1;
-
-const NEW_TABLE: u16 = 0;
-const GET_TABLE: u16 = 1;
-const DELETE_TABLE: u16 = 2;
-const NEW_CHAIN: u16 = 3;
-const GET_CHAIN: u16 = 4;
-const NEW_RULE: u16 = 6;
-const NEW_SET: u16 = 9;
-const NEW_ELEMENTS: u16 = 12;
-const GET_ELEMENTS: u16 = 13;
-const DELETE_ELEMENTS: u16 = 14;
-
+const INET: u8 = libc::NFPROTO_INET as u8;
 /// First of the registers of four bytes; the n-th value of a concatenation is in the n-th after it.
-const REGISTER: u32 = 8;
-const REGISTER_VERDICT: u32 = 0;
-const MAP: u32 = 8;
+const REGISTER: u32 = libc::NFT_REG32_00 as u32;
+
+// Attributes that every object has in common; libc has no names for them.
 const LIST_ELEMENT: u16 = 1;
 const VALUE: u16 = 1;
 const VERDICT: u16 = 2;
@@ -38,26 +24,26 @@ const VERDICT: u16 = 2;
 /// Where packets come by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hook {
-    Prerouting = 0,
-    Forward = 2,
-    Output = 3,
-    Postrouting = 4,
+    Prerouting = libc::NF_INET_PRE_ROUTING as isize,
+    Forward = libc::NF_INET_FORWARD as isize,
+    Output = libc::NF_INET_LOCAL_OUT as isize,
+    Postrouting = libc::NF_INET_POST_ROUTING as isize,
 }
 
 /// What is known of a packet.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Meta {
-    InterfaceIn = 6,
-    InterfaceOut = 7,
-    Family = 15,
-    Transport = 16,
+    InterfaceIn = libc::NFT_META_IIFNAME as isize,
+    InterfaceOut = libc::NFT_META_OIFNAME as isize,
+    Family = libc::NFT_META_NFPROTO as isize,
+    Transport = libc::NFT_META_L4PROTO as isize,
 }
 
 /// Which header of a packet.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Header {
-    Network = 1,
-    Transport = 2,
+    Network = libc::NFT_PAYLOAD_NETWORK_HEADER as isize,
+    Transport = libc::NFT_PAYLOAD_TRANSPORT_HEADER as isize,
 }
 
 /// A rule: expressions, one after another. The first that does not match ends it.
@@ -87,16 +73,17 @@ impl Rule {
 
     /// Goes on where the first register holds these bytes.
     pub(super) fn is(self, bytes: &[u8]) -> Self {
-        self.compare(0, bytes)
+        self.compare(libc::NFT_CMP_EQ, bytes)
     }
 
     /// Goes on where the first register does not hold these bytes.
     pub(super) fn differs(self, bytes: &[u8]) -> Self {
-        self.compare(1, bytes)
+        self.compare(libc::NFT_CMP_NEQ, bytes)
     }
 
-    fn compare(self, operation: u32, bytes: &[u8]) -> Self {
-        self.expression("cmp", &Attributes::new().big(1, REGISTER).big(2, operation).nest(3, &value(bytes)))
+    fn compare(self, operation: libc::c_int, bytes: &[u8]) -> Self {
+        let data = Attributes::new().big(1, REGISTER).big(2, operation.cast_unsigned());
+        self.expression("cmp", &data.nest(3, &value(bytes)))
     }
 
     /// Leaves those bits of the first register that the mask has.
@@ -118,7 +105,7 @@ impl Rule {
 
     /// Goes on where the connection's destination was changed.
     pub(super) fn was_redirected(self) -> Self {
-        const STATUS: u32 = 2;
+        const STATUS: u32 = libc::NFT_CT_STATUS as u32;
         const DESTINATION_CHANGED: u32 = 1 << 5;
         let data = Attributes::new().big(1, REGISTER).big(2, STATUS);
         self.expression("ct", &data).masked(&DESTINATION_CHANGED.to_ne_bytes()).differs(&[0; 4])
@@ -136,7 +123,7 @@ impl Rule {
 
     /// Changes the destination to the address in the first register and the port in the n-th.
     pub(super) fn redirect(self, family: u8, n: u32) -> Self {
-        const DESTINATION: u32 = 1;
+        const DESTINATION: u32 = libc::NFT_NAT_DNAT as u32;
         let data = Attributes::new().big(1, DESTINATION).big(2, u32::from(family)).big(3, REGISTER);
         self.expression("nat", &data.big(5, REGISTER + n))
     }
@@ -147,17 +134,24 @@ impl Rule {
     }
 
     pub(super) fn jump(self, chain: &str) -> Self {
-        const JUMP: i32 = -3;
-        self.verdict(&Attributes::new().big(1, JUMP.cast_unsigned()).text(2, chain))
+        self.verdict(&Attributes::new().big(1, libc::NFT_JUMP.cast_unsigned()).text(2, chain))
+    }
+
+    /// Leaves the chain.
+    pub(super) fn leave(self) -> Self {
+        self.verdict(&Attributes::new().big(1, libc::NFT_RETURN.cast_unsigned()))
     }
 
     pub(super) fn drop(self) -> Self {
-        self.verdict(&Attributes::new().big(1, 0))
+        self.verdict(&Attributes::new().big(1, libc::NF_DROP.cast_unsigned()))
     }
 
     fn verdict(self, verdict: &Attributes) -> Self {
         let data = Attributes::new().nest(VERDICT, verdict);
-        self.expression("immediate", &Attributes::new().big(1, REGISTER_VERDICT).nest(2, &data))
+        self.expression(
+            "immediate",
+            &Attributes::new().big(1, libc::NFT_REG_VERDICT.cast_unsigned()).nest(2, &data),
+        )
     }
 }
 
@@ -188,67 +182,67 @@ impl<'a> Changes<'a> {
         Self { table, messages: Vec::new() }
     }
 
-    fn push(&mut self, kind: u16, flags: u16, attributes: Attributes) {
+    fn push(&mut self, kind: libc::c_int, flags: u16, attributes: Attributes) {
         self.messages.push(message(kind, flags, INET, attributes));
     }
 
     pub(super) fn make_table(&mut self) {
-        self.push(NEW_TABLE, CREATE, Attributes::new().text(1, self.table));
+        self.push(libc::NFT_MSG_NEWTABLE, CREATE, Attributes::new().text(1, self.table));
     }
 
     pub(super) fn delete_table(&mut self) {
-        self.push(DELETE_TABLE, 0, Attributes::new().text(1, self.table));
+        self.push(libc::NFT_MSG_DELTABLE, 0, Attributes::new().text(1, self.table));
     }
 
     /// A chain that rules jump to.
     pub(super) fn make_chain(&mut self, name: &str) {
-        self.push(NEW_CHAIN, CREATE, Attributes::new().text(1, self.table).text(3, name));
+        self.push(libc::NFT_MSG_NEWCHAIN, CREATE, Attributes::new().text(1, self.table).text(3, name));
     }
 
     /// A chain that packets come by at a hook; `kind` is `nat` or `filter`.
     pub(super) fn make_base_chain(&mut self, name: &str, kind: &str, hook: Hook, priority: i32) {
         let hook = Attributes::new().big(1, hook as u32).big(2, priority.cast_unsigned());
         let attributes = Attributes::new().text(1, self.table).text(3, name).nest(4, &hook).text(7, kind);
-        self.push(NEW_CHAIN, CREATE, attributes);
+        self.push(libc::NFT_MSG_NEWCHAIN, CREATE, attributes);
     }
 
     pub(super) fn add_rule(&mut self, chain: &str, rule: &Rule) {
         let attributes = Attributes::new().text(1, self.table).text(2, chain).nest(4, &rule.0);
-        self.push(NEW_RULE, CREATE | APPEND, attributes);
+        self.push(libc::NFT_MSG_NEWRULE, CREATE | APPEND, attributes);
     }
 
     pub(super) fn make_set(&mut self, set: &Set) {
         // Names the set within this batch.
         let id = u32::try_from(self.messages.len()).expect("a batch is short");
-        let flags = if set.data.is_some() { MAP } else { 0 };
+        let flags = if set.data.is_some() { libc::NFT_SET_MAP.cast_unsigned() } else { 0 };
         let mut attributes = Attributes::new().text(1, self.table).text(2, set.name).big(3, flags);
         attributes = attributes.big(4, set.key.0).big(5, set.key.1);
         if let Some((kind, length)) = set.data {
             attributes = attributes.big(6, kind).big(7, length);
         }
-        self.push(NEW_SET, CREATE, attributes.big(10, id));
+        self.push(libc::NFT_MSG_NEWSET, CREATE, attributes.big(10, id));
     }
 
     pub(super) fn add_elements(&mut self, set: &str, elements: &[Element]) {
         for some in elements.chunks(AT_ONCE) {
             let attributes = elements_of(self.table, set, some);
-            self.push(NEW_ELEMENTS, CREATE, attributes);
+            self.push(libc::NFT_MSG_NEWSETELEM, CREATE, attributes);
         }
     }
 
     pub(super) fn delete_element(&mut self, set: &str, element: &Element) {
         let attributes = elements_of(self.table, set, std::slice::from_ref(element));
-        self.push(DELETE_ELEMENTS, 0, attributes);
+        self.push(libc::NFT_MSG_DELSETELEM, 0, attributes);
     }
 
     /// Has them happen.
     pub(super) fn commit(self, socket: &Socket) -> Result<(), Refused> {
         let Some(last) = self.messages.len().checked_sub(1) else { return Ok(()) };
-        let mut batch = vec![batch_mark(BATCH_BEGIN)];
+        let mut batch = vec![batch_mark(libc::NFNL_MSG_BATCH_BEGIN)];
         for (index, message) in self.messages.into_iter().enumerate() {
             batch.push(if index == last { message.acknowledged() } else { message });
         }
-        batch.push(batch_mark(BATCH_END));
+        batch.push(batch_mark(libc::NFNL_MSG_BATCH_END));
         socket.send(&batch)
     }
 }
@@ -269,25 +263,46 @@ pub(super) fn open() -> io::Result<Socket> {
 
 /// Names of all tables for both address families.
 pub(super) fn tables(socket: &Socket) -> io::Result<Vec<String>> {
-    let found = socket.list(&message(GET_TABLE, DUMP, INET, Attributes::new()))?;
+    let found = socket.list(&message(libc::NFT_MSG_GETTABLE, DUMP, INET, Attributes::new()))?;
     Ok(found.iter().filter(|table| table.body.first() == Some(&INET)).map(|table| name(table, 1)).collect())
+}
+
+/// Whether there is this table.
+pub(super) fn has_table(socket: &Socket, table: &str) -> io::Result<bool> {
+    let question = message(libc::NFT_MSG_GETTABLE, 0, INET, Attributes::new().text(1, table));
+    some(socket.ask(&question)).map(|found| !found.is_empty())
+}
+
+/// The elements of a table's set. None when there is no such table or set.
+pub(super) fn elements(socket: &Socket, table: &str, set: &str) -> io::Result<Vec<Element>> {
+    let question =
+        message(libc::NFT_MSG_GETSETELEM, DUMP, INET, Attributes::new().text(1, table).text(2, set));
+    let found = some(socket.list(&question))?;
+    let lists = found.iter().filter_map(|part| attribute(part.body.get(4..)?, 3));
+    let value = |element, kind| attribute(attribute(element, kind)?, VALUE).map(<[u8]>::to_vec);
+    let element = |(_, element)| Some(Element { key: value(element, 1)?, data: value(element, 2) });
+    Ok(lists.flat_map(attributes).filter_map(element).collect())
+}
+
+/// What is not there is nothing.
+fn some(answer: io::Result<Vec<Received>>) -> io::Result<Vec<Received>> {
+    match answer {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+        answer => answer,
+    }
 }
 
 /// Whether a table's set has an element. Not when there is no such table or set.
 pub(super) fn has_element(socket: &Socket, table: &str, set: &str, element: &Element) -> io::Result<bool> {
     let key = Element { key: element.key.clone(), data: None };
     let attributes = elements_of(table, set, std::slice::from_ref(&key));
-    match socket.ask(&message(GET_ELEMENTS, 0, INET, attributes)) {
-        Ok(found) => Ok(!found.is_empty()),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(error) => Err(error),
-    }
+    some(socket.ask(&message(libc::NFT_MSG_GETSETELEM, 0, INET, attributes))).map(|found| !found.is_empty())
 }
 
 /// Chains of whoever that drop what is forwarded unless a rule of theirs lets it through.
 pub(super) fn closed_forwards(socket: &Socket) -> io::Result<Vec<Closed>> {
     // A family of 0 means all of them.
-    let found = socket.list(&message(GET_CHAIN, DUMP, 0, Attributes::new()))?;
+    let found = socket.list(&message(libc::NFT_MSG_GETCHAIN, DUMP, 0, Attributes::new()))?;
     let number = |bytes: &[u8], kind| Some(u32::from_be_bytes(attribute(bytes, kind)?.try_into().ok()?));
     let closed = found.iter().filter(|chain| {
         let rest = chain.body.get(4..).unwrap_or_default();
@@ -317,11 +332,11 @@ fn value(bytes: &[u8]) -> Attributes {
     Attributes::new().bytes(VALUE, bytes)
 }
 
-fn message(kind: u16, flags: u16, family: u8, attributes: Attributes) -> Message {
-    Message::new(SUBSYSTEM << 8 | kind, flags, &[family, 0, 0, 0], attributes)
+fn message(kind: libc::c_int, flags: u16, family: u8, attributes: Attributes) -> Message {
+    Message::new(SUBSYSTEM << 8 | short(kind), flags, &[family, 0, 0, 0], attributes)
 }
 
-fn batch_mark(kind: u16) -> Message {
+fn batch_mark(kind: libc::c_int) -> Message {
     let [high, low] = SUBSYSTEM.to_be_bytes();
-    Message::new(kind, 0, &[0, 0, high, low], Attributes::new())
+    Message::new(short(kind), 0, &[0, 0, high, low], Attributes::new())
 }

@@ -1,4 +1,4 @@
-//! Whether a program of this host has a port that a pod asks for.
+//! What a pod asks of the host's ports, and whether a program of this host has one.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -7,8 +7,50 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
 };
 
-use super::ledger::HostPort;
-use crate::network::Protocol;
+use super::{BridgeError, ledger::HostPort};
+use crate::network::{Attachment, Protocol};
+
+/// Annotations that ask for what this network does not do.
+pub(super) const BANDWIDTH: [&str; 2] = ["kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"];
+
+/// What the pod asks of the host's ports; refuses what cannot be done.
+pub(super) fn host_ports(attachment: &Attachment) -> Result<Vec<HostPort>, BridgeError> {
+    let refuse = |field, value: String, reason| {
+        Err(BridgeError::BadRequest { pod: attachment.pod.clone(), field, value, reason })
+    };
+    for name in BANDWIDTH {
+        if let Some(value) = attachment.annotations.get(name) {
+            let reason = "the built-in network does not limit bandwidth; remove the annotation, or install \
+                          the CNI plugin bandwidth";
+            return refuse(name, value.chars().take(100).collect(), reason);
+        }
+    }
+    let mut ports = Vec::new();
+    for mapping in attachment.port_mappings.iter().filter(|mapping| mapping.host_port != 0) {
+        let ip = mapping.host_ip.map(|ip| ip.to_canonical()).filter(|ip| !ip.is_unspecified());
+        if mapping.container_port == 0 {
+            return refuse(
+                "container_port",
+                "0".to_owned(),
+                "a host port has to lead to a port from 1 to 65535",
+            );
+        }
+        if let Some(ip) = ip.filter(IpAddr::is_multicast) {
+            return refuse("host_ip", ip.to_string(), "it is no address of one host");
+        }
+        if ip.is_some_and(|ip| ip.is_ipv6() && ip.is_loopback()) {
+            let reason = "the kernel sends nothing from ::1 to a pod; use 127.0.0.1, or another address";
+            return refuse("host_ip", "::1".to_owned(), reason);
+        }
+        let port =
+            HostPort { protocol: mapping.protocol, ip, port: mapping.host_port, to: mapping.container_port };
+        // Kubernetes lets a pod name one twice.
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    Ok(ports)
+}
 
 /// Whether a program listens at the port, found by trying to have it.
 pub(super) fn is_taken(port: &HostPort) -> bool {

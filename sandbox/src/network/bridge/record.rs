@@ -92,6 +92,19 @@ pub(super) fn remove(dir: &Path, pod: &PodId) -> Result<(), RecordError> {
     removed.map_err(|source| RecordError::Io { path, operation: "remove", source })
 }
 
+/// Removes what a daemon has left that ended while it wrote a record. Nobody writes one now.
+pub(super) fn remove_unfinished(dir: &Path) {
+    let names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    for name in names.filter_map(|name| name.into_string().ok()) {
+        let pod = name.strip_prefix('.').and_then(|name| name.strip_suffix(".json.new"));
+        if pod.is_some_and(|pod| PodId::parse(pod).is_ok())
+            && let Err(error) = fs::remove_file(dir.join(&name))
+        {
+            tracing::warn!(name, %error, "unfinished record not removed");
+        }
+    }
+}
+
 /// The pods that have a record, readable or not.
 pub(super) fn pods(dir: &Path) -> Vec<PodId> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };

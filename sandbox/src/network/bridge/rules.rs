@@ -3,21 +3,29 @@
 //! Invariant: nothing outside the table is touched, and no rule in it concerns traffic that neither comes
 //! from nor goes to the bridge, except that host ports lead there.
 
-use std::{io, net::IpAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use super::{
     error::BridgeError,
+    forwarding::Uplinks,
     ledger::HostPort,
+    links::address,
     nft::{self, Changes, Element, Header, Hook, Meta, Rule, Set},
     pool::{Subnet, octets},
 };
-use crate::netlink::{Refused, Socket};
+use crate::{
+    netlink::{Refused, Socket},
+    network::Protocol,
+};
 
 /// Beginning of the names of all daemons' tables.
 pub(super) const PREFIX: &str = "podhold-";
 
-const IPV4: u8 = 2;
-const IPV6: u8 = 10;
+const IPV4: u8 = libc::NFPROTO_IPV4 as u8;
+const IPV6: u8 = libc::NFPROTO_IPV6 as u8;
 /// Types as nft(8) numbers them, to print them; a concatenation has six bits for each.
 const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
@@ -49,10 +57,8 @@ pub(super) struct Ground<'a> {
     pub(super) table: &'a str,
     pub(super) bridge: &'a str,
     pub(super) pools: &'a [Subnet],
-    /// Interfaces that forward IPv4 for our sake alone.
-    pub(super) uplinks4: &'a [String],
-    /// The same for IPv6.
-    pub(super) uplinks6: &'a [String],
+    /// Interfaces that forward for our sake alone.
+    pub(super) uplinks: &'a Uplinks,
 }
 
 /// Makes the table, or makes it anew, with these ports in it. At no moment it is missing.
@@ -74,7 +80,7 @@ pub(super) fn replace(ground: Ground<'_>, mappings: &[Mapping]) -> Result<(), Br
     host_ports(&mut changes);
     masquerade(&mut changes, ground);
     guard(&mut changes, ground);
-    for (set, names) in [(UPLINKS4, ground.uplinks4), (UPLINKS6, ground.uplinks6)] {
+    for (set, names) in [(UPLINKS4, &ground.uplinks.v4), (UPLINKS6, &ground.uplinks.v6)] {
         let names = names.iter().map(|name| Element { key: interface(name), data: None });
         changes.add_elements(set.name, &names.collect::<Vec<_>>());
     }
@@ -125,19 +131,52 @@ pub(super) fn remove(table: &str) -> Result<(), BridgeError> {
     commit(changes, table, "remove the rules of")
 }
 
+/// Tables of all daemons.
+pub(super) fn tables() -> Result<Vec<String>, BridgeError> {
+    let mut tables = nft::open().and_then(|socket| nft::tables(&socket)).map_err(unasked)?;
+    tables.retain(|table| table.starts_with(PREFIX));
+    Ok(tables)
+}
+
+/// Whether there is the table.
+pub(super) fn stand(table: &str) -> Result<bool, BridgeError> {
+    nft::has_table(&socket(table)?, table).map_err(unasked)
+}
+
+/// Interfaces that forward for the sake of this table's daemon, and those that do for others'.
+pub(super) fn uplinks(table: &str) -> Result<(Uplinks, Uplinks), BridgeError> {
+    let socket = socket(table)?;
+    let (mut own, mut others) = (Uplinks::default(), Uplinks::default());
+    for other in tables()? {
+        let of = |set: &Set| nft::elements(&socket, &other, set.name).map_err(unasked);
+        let into = if other == table { &mut own } else { &mut others };
+        into.v4.extend(of(&UPLINKS4)?.iter().map(name_of));
+        into.v6.extend(of(&UPLINKS6)?.iter().map(name_of));
+    }
+    Ok((own, others))
+}
+
+/// The ports that are open, and where each leads.
+pub(super) fn open_now(table: &str) -> Result<Vec<(HostPort, IpAddr)>, BridgeError> {
+    let socket = socket(table)?;
+    let mut found = Vec::new();
+    for set in [PORTS4, PORTS6, AT4, AT6] {
+        let elements = nft::elements(&socket, table, set.name).map_err(unasked)?;
+        found.extend(elements.iter().filter_map(mapping));
+    }
+    Ok(found)
+}
+
 /// The table of another daemon that has one of these ports open.
 pub(super) fn open_elsewhere(
     table: &str,
     mappings: &[Mapping],
 ) -> Result<Option<(HostPort, String)>, BridgeError> {
-    let io = |source| BridgeError::Rules { operation: "look for host ports in", table: "all".into(), source };
     let socket = socket(table)?;
-    let mut others = nft::tables(&socket).map_err(io)?;
-    others.retain(|other| other.starts_with(PREFIX) && other != table);
-    for other in others {
+    for other in tables()?.into_iter().filter(|other| other != table) {
         for mapping in mappings {
             for (set, element) in elements(mapping) {
-                if nft::has_element(&socket, &other, set, &element).map_err(io)? {
+                if nft::has_element(&socket, &other, set, &element).map_err(unasked)? {
                     return Ok(Some((mapping.port.clone(), other)));
                 }
             }
@@ -150,12 +189,6 @@ pub(super) fn open_elsewhere(
 pub(super) fn in_the_way() -> io::Result<Vec<String>> {
     let closed = nft::closed_forwards(&nft::open()?)?;
     Ok(closed.into_iter().map(|closed| format!("{} {}", closed.table, closed.chain)).collect())
-}
-
-/// Whether rules can be made here.
-pub(super) fn probe() -> Result<(), BridgeError> {
-    let io = |source| BridgeError::Rules { operation: "list", table: "all".into(), source };
-    nft::tables(&nft::open().map_err(io)?).map(drop).map_err(io)
 }
 
 /// What comes to a port of the host is sent on to its pod.
@@ -172,6 +205,9 @@ fn host_ports(changes: &mut Changes<'_>) {
     for rule in &rules {
         changes.add_rule("ports", rule);
     }
+    // The kernel sends nothing from ::1 to a pod: refused, `localhost` is tried again as 127.0.0.1.
+    let loopback = of(IPV6).payload(Header::Network, 24, 16, 0).is(&Ipv6Addr::LOCALHOST.octets());
+    changes.add_rule("output", &loopback.leave());
     for chain in ["prerouting", "output"] {
         changes.add_rule(chain, &Rule::new().for_this_host().jump("ports"));
     }
@@ -237,6 +273,24 @@ fn elements(mapping: &Mapping) -> Vec<(&'static str, Element)> {
     mapping.to.iter().filter(usable).map(element).collect()
 }
 
+/// What an element of a map says: the inverse of [`elements`].
+fn mapping(element: &Element) -> Option<(HostPort, IpAddr)> {
+    let at = element.key.len().checked_sub(8)?;
+    let (ip, service) = element.key.split_at(at);
+    let ip = if at == 0 { None } else { Some(address(ip)?) };
+    let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    let protocol = protocol.into_iter().find(|protocol| protocol.number() == service[0])?;
+    let data = element.data.as_ref()?;
+    let (to, port) = data.split_at_checked(data.len().checked_sub(4)?)?;
+    let number = |bytes: &[u8]| Some(u16::from_be_bytes(bytes.get(..2)?.try_into().ok()?));
+    let port = HostPort { protocol, ip, port: number(&service[4..])?, to: number(port)? };
+    Some((port, address(to)?))
+}
+
+fn name_of(element: &Element) -> String {
+    String::from_utf8_lossy(&element.key).trim_end_matches('\0').to_owned()
+}
+
 /// A name as the kernel compares it.
 fn interface(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
@@ -248,6 +302,11 @@ fn socket(table: &str) -> Result<Socket, BridgeError> {
     let failed =
         |source| BridgeError::Rules { operation: "open a netlink socket for", table: table.into(), source };
     nft::open().map_err(failed)
+}
+
+/// A question about tables that the kernel has not answered.
+pub(super) fn unasked(source: io::Error) -> BridgeError {
+    BridgeError::Rules { operation: "look into", table: "of pods".into(), source }
 }
 
 fn commit(changes: Changes<'_>, table: &str, operation: &'static str) -> Result<(), BridgeError> {

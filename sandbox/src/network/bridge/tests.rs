@@ -8,6 +8,9 @@ use std::{
     time::Duration,
 };
 
+mod shared;
+mod trouble;
+
 use super::*;
 use crate::network::{PortMapping, Protocol};
 
@@ -143,7 +146,7 @@ fn ports_that_somebody_has_are_refused() {
         odd.port_mappings = vec![mapping(1, Some("224.0.0.1"))];
         assert!(refused(&ours, &odd).contains("host_ip"));
         odd.port_mappings.clear();
-        odd.annotations.insert(BANDWIDTH[0].to_owned(), "1M".to_owned());
+        odd.annotations.insert(ports::BANDWIDTH[0].to_owned(), "1M".to_owned());
         assert!(refused(&ours, &odd).contains("bandwidth"));
     });
 }
