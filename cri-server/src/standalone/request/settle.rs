@@ -41,10 +41,12 @@ impl Requests {
         for sub in &request.sub_paths {
             let at = self.place.dir.join("parts").join(&name).join(sub.mount.to_string());
             let path = facts.fill(&sub.path);
+            let mount = config.mounts.get(sub.mount);
             let part = volume::Sub {
                 root: &sub.root,
                 path: &path,
                 make: sub.make,
+                propagation: mount.map(cri::Mount::propagation).unwrap_or_default(),
                 at: at.clone(),
                 field: &sub.field,
             };

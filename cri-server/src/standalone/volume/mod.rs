@@ -1,12 +1,14 @@
 //! The volumes of a pod: what each is, where it is on the host, and its making and removal.
 //!
 //! Invariant: everything that is made lies beneath the pod's two directories, so that one removal serves a pod
-//! that ended and one whose run was killed; what is mounted there is unmounted before anything is deleted.
+//! that ended and one whose run was killed; what is mounted there is unmounted before anything is deleted, and
+//! nothing elsewhere with it.
 //! Contents that may be secret are only in the directory that a reboot forgets.
 
 mod files;
 mod host_path;
 mod make;
+mod mounted;
 mod sub_path;
 
 use std::{
