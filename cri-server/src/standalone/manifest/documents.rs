@@ -1,5 +1,7 @@
 //! Which documents a manifest may hold, and the one pod they make. Pure.
 
+use std::collections::HashSet;
+
 use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
@@ -16,7 +18,7 @@ use super::{
     node::{Node, Value, join},
     read, typed,
 };
-use crate::standalone::supported;
+use crate::standalone::supported::{self, Refused};
 
 /// The kinds that make a pod: version, kind, where the pod is in it.
 const PODS: [(&str, &str, &str); 8] = [
@@ -149,14 +151,15 @@ fn sort(document: &Node) -> Result<Sort, Problem> {
 /// A document as a typed structure; all that is wrong with it otherwise.
 fn checked<T: for<'de> Deserialize<'de>>(document: &Node, within: &str) -> Result<T, Vec<Problem>> {
     let (value, mut problems) = typed::read::<T>(document, "");
-    let unknown: Vec<String> = problems.iter().map(|problem| problem.field.clone()).collect();
-    for (path, reason) in supported::refused(document, within) {
-        let below = |field: &String| {
-            path.strip_prefix(field.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        };
-        if !unknown.iter().any(below) {
-            problems.push(Problem { file: None, at: Some(document.locate(&path)), field: path, reason });
+    let unknown: HashSet<String> = problems.iter().map(|problem| problem.field.clone()).collect();
+    // What is below a field that does not exist is not told.
+    let is_known = |path: &str| {
+        let ends = path.match_indices(['.', '[']).map(|(at, _)| at).chain([path.len()]);
+        !ends.into_iter().any(|end| unknown.contains(&path[..end]))
+    };
+    for Refused { at, path, reason } in supported::refused(document, within) {
+        if is_known(&path) {
+            problems.push(Problem { file: None, at: Some(at), field: path, reason });
         }
     }
     match value {

@@ -19,10 +19,9 @@ use std::{
 
 use k8s_openapi::api::core::v1::Pod;
 
-use self::node::Position;
 pub(super) use self::{
     data::{Data, Kind, Object},
-    node::{Node, Value, join},
+    node::{Node, Position, Value, join},
 };
 
 /// Largest manifest that is read, in bytes; what the Kubernetes API server takes.

@@ -126,3 +126,27 @@ fn many_problems_are_told_at_once_and_not_all() {
     assert_eq!(message.lines().count(), 9);
     assert!(message.ends_with("and 12 more"), "{message}");
 }
+
+/// What this thread has had of the processor: other work on the machine does not count.
+fn busy() -> std::time::Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+}
+
+#[test]
+fn a_file_within_the_limit_is_refused_in_a_time_that_grows_with_its_size() {
+    // Each takes minutes when something is done for every value with the length of its path, or with all others.
+    let (key, values) = ("k".repeat(300_000), "1,".repeat(300_000));
+    let below = format!("{POD}x: {{{key}: [{values}]}}\n");
+    let kept = POD.replace(
+        "metadata: {",
+        &format!("metadata: {{managedFields: [{{fieldsV1: {{{key}: [{values}]}}}}], "),
+    );
+    let wide = (0..40_000).fold(POD.to_owned(), |text, n| text + &format!("z{n}: 1\n"));
+    for (text, good) in [(below, false), (kept, true), (wide, false)] {
+        let before = busy();
+        let read = Manifest::parse("m", &text);
+        assert_eq!(read.is_ok(), good, "{:?}", read.err().map(|error| error.to_string().len()));
+        let took = busy() - before;
+        assert!(took < std::time::Duration::from_secs(40), "{took:?}");
+    }
+}
