@@ -272,6 +272,24 @@ async fn the_template_of_a_workload_is_run_as_one_pod() {
 }
 
 #[tokio::test]
+async fn a_job_gives_up_after_as_many_failures_as_it_may_have() {
+    let rig = rig!();
+    let containers =
+        [container("server", "exec sleep 1000", ""), container("fails", "echo tried; exit 7", "")];
+    let manifest = format!(
+        "apiVersion: batch/v1\nkind: Job\nmetadata: {{name: work}}\nspec:\n  backoffLimit: 2\n  template:\n    spec: \
+         {{restartPolicy: OnFailure, terminationGracePeriodSeconds: 0, containers: [{}]}}\n",
+        containers.join(", ")
+    );
+    let output = run(&rig, &manifest, &["--json", "--restart-backoff", "100ms"]).await;
+    assert_eq!((output.code, output.stderr.matches("| tried").count()), (7, 3), "{output:?}");
+    let report: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!((&report["reason"], &report["exitCode"]), (&"BackoffLimitExceeded".into(), &7.into()));
+    assert_eq!(report["containers"][1]["restarts"], 2, "{report:#}");
+    rig.finish().await;
+}
+
+#[tokio::test]
 async fn a_dry_run_prints_the_requests_and_makes_nothing() {
     let rig = rig!();
     let env = "env: [{name: W, valueFrom: {secretKeyRef: {name: hush, key: word}}}]";

@@ -164,6 +164,7 @@ const JOB: &[&str] = &[
     "parallelism",
     "podReplacementPolicy",
     "selector.*",
+    "suspend",
     "ttlSecondsAfterFinished",
 ];
 

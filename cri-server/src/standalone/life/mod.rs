@@ -35,7 +35,7 @@ pub use self::plan::Policy;
 pub(super) use self::{
     member::RunEnd,
     order::Why,
-    outcome::{Outcome, Report, end_of_log},
+    outcome::{Outcome, Report, UNREAD, end_of_log},
     plan::{Plan, Role},
 };
 use self::{
@@ -175,6 +175,8 @@ impl Living {
             Why::Timeout => "its time is over (--timeout); stopping the pod",
             Why::Deadline => "its time is over (activeDeadlineSeconds); stopping the pod",
             Why::Stopped => "the pod was stopped by somebody else, or has lost its pause process",
+            Why::Unread => "nobody reads what it says; stopping the pod",
+            Why::GivenUp(_) => "it has failed too often (backoffLimit); stopping the pod",
             Why::Done | Why::Broken => "stopping the pod",
         };
         self.shared.screen.say(text);

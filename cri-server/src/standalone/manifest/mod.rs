@@ -35,6 +35,8 @@ pub struct Manifest {
     pub(super) pod: Pod,
     /// The ConfigMaps and Secrets beside it.
     pub(super) data: Data,
+    /// How often its containers may fail and begin again, where it is a job's.
+    pub(super) retries: Option<u32>,
     /// What is told to whoever runs it, such as fields without an effect.
     pub(super) notes: Vec<String>,
     file: String,
@@ -153,7 +155,8 @@ impl Manifest {
             .map(|found| Self {
                 pod: found.pod,
                 data: found.data,
-                notes: found.notes,
+                retries: found.aside.retries,
+                notes: found.aside.notes,
                 file: file.to_owned(),
                 document: found.document,
                 within: found.within,
