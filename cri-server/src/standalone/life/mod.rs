@@ -91,10 +91,7 @@ impl Life {
             let (wakes, now) = (living.order.wakes(), Instant::now());
             tokio::select! {
                 Some(event) = events.recv() => living.take(event),
-                Some(why) = told.recv() => match ending {
-                    true => living.order.hurry(Instant::now()),
-                    false => living.end(why),
-                },
+                Some(why) = told.recv() => living.told(why),
                 () = sleep_until(wakes.unwrap_or(now)), if wakes.is_some() => {}
                 () = sleep_until(deadline.unwrap_or(now)), if deadline.is_some() && !ending => {
                     living.end(Why::Deadline);
@@ -166,6 +163,17 @@ impl Living {
         match self.order.phase {
             Phase::Over(why) => Some(why),
             _ => None,
+        }
+    }
+
+    /// Somebody wants the pod to end; who says so again is in a hurry.
+    fn told(&mut self, why: Why) {
+        let unread = self.order.phase == Phase::Ending(Why::Unread) && matches!(why, Why::Signal(_));
+        match why {
+            _ if unread || !self.order.is_ending() => self.end(why),
+            // An interrupt ends the reader in the same pipe too: nobody has said it twice.
+            Why::Unread | Why::Broken => {}
+            _ => self.order.hurry(Instant::now()),
         }
     }
 

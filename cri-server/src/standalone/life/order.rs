@@ -155,9 +155,13 @@ impl Order {
         None
     }
 
-    /// The pod is to end; what it is ending of already stays the reason.
+    /// The pod is to end; what it is ending of already stays the reason, but for a reader that was interrupted with
+    /// this command and was faster.
     pub(super) fn end(&mut self, why: Why, now: Instant) {
         if self.is_ending() {
+            if self.phase == Phase::Ending(Why::Unread) && matches!(why, Why::Signal(_)) {
+                self.phase = Phase::Ending(why);
+            }
             return;
         }
         self.phase = Phase::Ending(why);

@@ -200,3 +200,14 @@ fn a_job_gives_up_when_its_containers_have_failed_too_often() {
         assert_eq!(order.phase, Phase::Ending(Why::GivenUp(7)), "{retries}");
     }
 }
+
+#[test]
+fn an_interrupt_that_ends_the_reader_too_is_still_an_interrupt() {
+    let now = Instant::now();
+    for words in [[Why::Unread, Why::Signal(2)], [Why::Signal(2), Why::Unread]] {
+        let mut order = order("restartPolicy: Never,", &[], &["a"]);
+        order.next(now);
+        words.into_iter().for_each(|why| order.end(why, now));
+        assert_eq!(order.phase, Phase::Ending(Why::Signal(2)));
+    }
+}

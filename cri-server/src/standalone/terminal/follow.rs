@@ -45,7 +45,7 @@ pub(crate) async fn follow(
 
 /// When a log may have more.
 enum Changes {
-    Told(EventStream<[u8; 4096]>),
+    Told(Box<EventStream<[u8; 4096]>>),
     LookedFor(Interval),
 }
 
@@ -54,7 +54,7 @@ impl Changes {
         let told = || -> io::Result<_> {
             let inotify = Inotify::init()?;
             inotify.watches().add(directory, WatchMask::MODIFY | WatchMask::CREATE)?;
-            inotify.into_event_stream([0; 4096])
+            inotify.into_event_stream([0; 4096]).map(Box::new)
         };
         told().map_or_else(|_| Self::LookedFor(interval(INTERVAL)), Self::Told)
     }

@@ -136,6 +136,10 @@ fn containers_that_cannot_be_are_refused() {
     ];
     let row = |(container, want)| (container, String::new(), format!("5: spec.containers[0].{want}"));
     all_refused(rows.map(row));
+}
+
+#[test]
+fn mounts_that_cannot_be_are_refused() {
     let mounts = [
         (
             "volumeMounts: [{name: v, mountPath: /v}, {name: v, mountPath: /v/}]",
