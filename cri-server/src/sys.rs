@@ -1,6 +1,8 @@
 //! The only unsafe code of this crate: settings of the C library and the kernel that nothing else reaches.
 #![allow(unsafe_code)]
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 /// Lets this thread go before others at once when it has something to do: nice value `nice`, and turns of
 /// `turn_ns` nanoseconds. What it starts from now on, threads and processes, has neither.
 pub(crate) fn go_first(nice: i32, turn_ns: u64) -> std::io::Result<()> {
@@ -21,4 +23,23 @@ pub(crate) fn go_first(nice: i32, turn_ns: u64) -> std::io::Result<()> {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
     }
+}
+
+/// Sets how a detached mount and all beneath it propagate: `MS_PRIVATE` or `MS_SLAVE` (mount_setattr(2), Linux
+/// 5.12).
+pub(crate) fn set_propagation(tree: BorrowedFd<'_>, kind: libc::c_ulong) -> std::io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: kind, userns_fd: 0 };
+    // SAFETY: the fd is borrowed, so it is open; the path is a NUL-terminated constant; `attributes` lives across
+    // the call, which reads as many bytes of it as it is told.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if answer == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }

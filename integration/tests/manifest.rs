@@ -161,6 +161,40 @@ async fn host_paths_and_images_are_volumes() {
 }
 
 #[tokio::test]
+async fn mounts_of_the_host_outlive_a_pod_that_sees_a_part_of_them() {
+    let rig = rig!();
+    let place = rig.machine.directory().join("shared");
+    fs::create_dir(&place).unwrap();
+    let at = place.display();
+    let prepare = format!(
+        "mount -t tmpfs none {at} && mount --make-shared {at} && mkdir -p {at}/data/disk {at}/data/new && mount -t tmpfs \
+         none {at}/data/disk && echo kept > {at}/data/disk/file"
+    );
+    rig.machine.run_well(["sh", "-c", &prepare]).await.unwrap();
+    // It begins twice: what an earlier start has left is replaced.
+    let twice = "test -e /d/once || { touch /d/once; exit 1; }; rm /d/once";
+    for (propagation, script, want) in [
+        ("None", "cat /d/disk/file", "kept"),
+        ("HostToContainer", "cat /d/disk/file", "kept"),
+        ("Bidirectional", "mount -t tmpfs none /d/new && touch /d/new/own; ls /d/disk | wc -l", "0"),
+    ] {
+        let more = format!(
+            "restartPolicy: OnFailure, securityContext: {{privileged: true}}, volumeMounts: [{{name: v, mountPath: /d, \
+             subPath: data, mountPropagation: {propagation}}}]"
+        );
+        let volume = format!("  volumes: [{{name: v, hostPath: {{path: {at}}}}}]");
+        prints(&rig, &pod(&[container("c", &format!("{twice}; {script}"), &more)], &volume, ""), &[want])
+            .await;
+        let kept = rig.machine.run(["cat", &format!("{at}/data/disk/file")]).await.unwrap();
+        assert_eq!(kept.stdout, "kept\n", "{propagation}: {kept:?}");
+    }
+    // What the container has mounted for the host is the host's.
+    let undone = format!("test -e {at}/data/new/own && umount {at}/data/new {at}/data/disk {at}");
+    rig.machine.run_well(["sh", "-c", &undone]).await.unwrap();
+    rig.finish().await;
+}
+
+#[tokio::test]
 async fn limits_are_in_the_files_of_the_cgroup() {
     let rig = rig!();
     let limits = "resources: {limits: {cpu: 500m, memory: 64Mi}, requests: {cpu: 250m, memory: 32Mi}}";
@@ -234,6 +268,24 @@ async fn the_template_of_a_workload_is_run_as_one_pod() {
             format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: work}}\nspec: {{{template}}}\n");
         prints(&rig, &manifest, &[name, name]).await;
     }
+    rig.finish().await;
+}
+
+#[tokio::test]
+async fn a_job_gives_up_after_as_many_failures_as_it_may_have() {
+    let rig = rig!();
+    let containers =
+        [container("server", "exec sleep 1000", ""), container("fails", "echo tried; exit 7", "")];
+    let manifest = format!(
+        "apiVersion: batch/v1\nkind: Job\nmetadata: {{name: work}}\nspec:\n  backoffLimit: 2\n  template:\n    spec: \
+         {{restartPolicy: OnFailure, terminationGracePeriodSeconds: 0, containers: [{}]}}\n",
+        containers.join(", ")
+    );
+    let output = run(&rig, &manifest, &["--json", "--restart-backoff", "100ms"]).await;
+    assert_eq!((output.code, output.stderr.matches("| tried").count()), (7, 3), "{output:?}");
+    let report: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!((&report["reason"], &report["exitCode"]), (&"BackoffLimitExceeded".into(), &7.into()));
+    assert_eq!(report["containers"][1]["restarts"], 2, "{report:#}");
     rig.finish().await;
 }
 

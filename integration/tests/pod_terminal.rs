@@ -63,9 +63,31 @@ async fn failures_have_their_exit_codes() {
         let output = run(&rig, &options, &spec).await;
         assert!(output.code == code && output.stderr.contains(word), "{code} {word}: {output:?}");
     }
-    let report = run(&rig, &["--json"], &missing).await;
-    let report: Value = serde_json::from_str(&report.stdout).unwrap();
-    assert_eq!((&report["exitCode"], &report["reason"]), (&json!(3), &json!("HostFailure")), "{report:#}");
+    // A link that leads nowhere is the host's matter, wherever it is found.
+    let link = rig.machine.directory().join("link");
+    std::os::unix::fs::symlink("/nowhere/at/all", &link).unwrap();
+    let app = script_with("a", "", json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}));
+    let volumes = json!([{"name": "v", "hostPath": {"path": link}}]);
+    let dangling = json!({"restartPolicy": "Never", "volumes": volumes, "containers": [app]});
+    for spec in [missing, dangling] {
+        let output = run(&rig, &["--json"], &spec).await;
+        let report: Value = serde_json::from_str(&output.stdout).unwrap();
+        let said = (output.code, &report["exitCode"], &report["reason"]);
+        assert_eq!(said, (3, &json!(3), &json!("HostFailure")), "{report:#}");
+    }
+    // And what the manifest says wrongly is refused before anything is done, by a dry run too.
+    let first = script("first", "echo ran");
+    let foo = script_with("a", "", json!({"securityContext": {"capabilities": {"add": ["FOO"]}}}));
+    let bad = json!({"name": "a", "image": "Bad Image"});
+    for (container, field) in [(foo, "securityContext.capabilities.add[0]"), (bad, "image")] {
+        let spec = json!({"restartPolicy": "Never", "initContainers": [first], "containers": [container]});
+        for option in ["--json", "--dry-run"] {
+            let output = run(&rig, &[option], &spec).await;
+            assert_eq!((output.code, output.stdout.as_str()), (2, ""), "{output:?}");
+            let at = format!("spec.containers[0].{field}");
+            assert!(output.stderr.contains(&at) && !output.stderr.contains("ran"), "{output:?}");
+        }
+    }
     rig.finish().await;
 }
 

@@ -7,10 +7,12 @@ use std::{collections::BTreeMap, fs};
 use nix::sys::signal::Signal;
 use podhold_integration::{
     alone::{self, SOON, manifest, script, until_said, words},
+    fuse::HangingMount,
     machine::Output,
     rig,
     rig::{BUSYBOX, REGISTRY, Rig},
 };
+use podhold_proto::cri::PodSandboxState;
 
 async fn run(rig: &Rig, spec: &serde_json::Value) -> Output {
     alone::run(rig, &[], spec).await
@@ -94,6 +96,62 @@ async fn a_damaged_pod_of_an_earlier_run_is_removed_by_the_next() {
     assert!(output.code == 0 && output.stdout.contains("again"), "{output:?}");
     assert!(output.stderr.contains(&pod.join("pod.json").display().to_string()), "{output:?}");
     assert_eq!(fs::read_dir(&pods).map_or(0, Iterator::count), 0, "the damaged pod is left");
+    rig.finish().await;
+}
+
+#[tokio::test]
+async fn a_daemons_directories_are_refused_and_its_pods_left_alone() {
+    let mut rig = rig!();
+    let config = rig.pod("kept");
+    let pod = rig.cri().run_pod(&config).await.unwrap();
+    rig.daemon.stop(&rig.machine).await.unwrap();
+    let spec = serde_json::json!({"restartPolicy": "Never", "containers": [script("app", "echo ran")]});
+    let path = manifest(&rig, &spec);
+    let (run, state) = (rig.places.run(), rig.places.state());
+    let program = podhold_integration::programs::built("podhold");
+    let mut command = vec!["timeout".to_owned(), "-k5".to_owned(), "60".to_owned()];
+    command.extend([program.display().to_string(), "run".to_owned()]);
+    for (flag, value) in [("--config", rig.places.config()), ("--run-dir", run), ("--state-dir", state)] {
+        command.extend([flag.to_owned(), value.display().to_string()]);
+    }
+    command.push(path.display().to_string());
+    let refused = rig.machine.run(command).await.unwrap();
+    assert!(refused.code == 3 && !refused.stdout.contains("ran"), "{refused:?}");
+    for word in ["holds pods of a daemon", "kept", "--state-dir"] {
+        assert!(refused.stderr.contains(word), "{word}: {refused:?}");
+    }
+    rig.restart_stopped().await;
+    let status = rig.cri().pod_status(&pod).await.unwrap();
+    assert_eq!(status.state(), PodSandboxState::SandboxReady, "{status:?}");
+    rig.cri().end_pod(&pod).await.unwrap();
+    rig.finish().await;
+}
+
+#[tokio::test]
+async fn a_host_path_that_hangs_is_an_error_and_not_a_wait() {
+    let rig = rig!();
+    let mount = HangingMount::start(&rig.machine, &rig.machine.directory().join("hung")).await.unwrap();
+    mount.hang(&rig.machine).await.unwrap();
+    let app = |more| alone::script_with("app", "echo ran", more);
+    let spec = |path: serde_json::Value, container| {
+        serde_json::json!({
+            "restartPolicy": "Never", "containers": [container], "volumes": [{"name": "v", "hostPath": path}],
+        })
+    };
+    let typed =
+        spec(serde_json::json!({"path": mount.path, "type": "Directory"}), app(serde_json::json!({})));
+    let mounts = serde_json::json!([{"name": "v", "mountPath": "/v", "subPath": "file"}]);
+    let part =
+        spec(serde_json::json!({"path": mount.path}), app(serde_json::json!({"volumeMounts": mounts})));
+    for (spec, field) in
+        [(typed, "spec.volumes[0].hostPath.path"), (part, "spec.containers[0].volumeMounts[0].subPath")]
+    {
+        let output = run(&rig, &spec).await;
+        assert!(output.code == 3 && !output.stdout.contains("ran"), "{output:?}");
+        assert!(output.stderr.contains(field) && output.stderr.contains("hangs"), "{output:?}");
+    }
+    mount.answer(&rig.machine).await.unwrap();
+    mount.end(&rig.machine).await.unwrap();
     rig.finish().await;
 }
 

@@ -8,7 +8,7 @@ use crate::{
     descriptors,
     error::{Error, chain},
     output,
-    standalone::{self, Manifest, Options, Policy, PullWhen, RunError},
+    standalone::{self, Manifest, Options, Policy, PullWhen},
 };
 
 /// Exit code of a manifest that cannot be run.
@@ -17,8 +17,8 @@ const BAD_MANIFEST: u8 = 2;
 /// What the exit codes mean, for `--help`.
 pub(super) const EXIT_CODES: &str = "\
 Exit codes: that of the first container in the manifest that failed for good, or 0; 124 when the time was over
-(--timeout, activeDeadlineSeconds); 129, 130, 143 when it was told to end (hangup, Ctrl-C, SIGTERM); 2 for a
-manifest that cannot be run; 3 for what this host, or a registry, could not do.";
+(--timeout, activeDeadlineSeconds); 129, 130, 143 when it was told to end (hangup, Ctrl-C, SIGTERM); 141 when
+nobody reads its output; 2 for a manifest that cannot be run; 3 for what this host, or a registry, could not do.";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -79,13 +79,19 @@ pub(super) fn main(arguments: Arguments) -> Result<ExitCode, Failure> {
     Ok(run(arguments, &manifest).unwrap_or_else(|(failure, code)| failure.tell(code)))
 }
 
-/// The one place where a failure becomes an exit code.
-fn failed(error: RunError) -> (Failure, u8) {
-    let code = match &error {
-        RunError::Manifest(_) | RunError::Host(Error::Invalid { .. }) => BAD_MANIFEST,
-        RunError::Host(_) => standalone::HOST,
-    };
-    (Failure(chain(&error)), code)
+/// How long the last words wait for a reader of standard error.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// Says what has failed; a reader that takes nothing does not keep the command from ending.
+fn tell(failures: Vec<Error>) {
+    let (done, said) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for failure in failures {
+            output::note(format_args!("{}", chain(&failure)));
+        }
+        let _heard = done.send(());
+    });
+    let _said_or_late = said.recv_timeout(LAST_WORDS);
 }
 
 fn run(arguments: Arguments, manifest: &Manifest) -> Result<ExitCode, (Failure, u8)> {
@@ -107,7 +113,7 @@ fn run(arguments: Arguments, manifest: &Manifest) -> Result<ExitCode, (Failure, 
         junit: arguments.junit,
         keep: arguments.keep,
     };
-    let refused = |error| failed(RunError::Manifest(error));
+    let refused = |error| (Failure(chain(&error)), BAD_MANIFEST);
     if arguments.dry_run {
         let requests = standalone::dry_run(manifest, &config, &options).map_err(refused)?;
         let printed = output::line(format_args!("{requests}"));
@@ -118,12 +124,17 @@ fn run(arguments: Arguments, manifest: &Manifest) -> Result<ExitCode, (Failure, 
     super::require_root().map_err(host)?;
     descriptors::raise();
     let threads = super::threads::plain().map_err(host)?;
-    threads.block_on(async {
+    let result = threads.block_on(async {
         let here = here::open(config).await.map_err(host)?;
         let result = standalone::run(manifest, &here.runtime, &options).await;
         here.close().await;
-        result.map(ExitCode::from).map_err(failed)
-    })
+        result.map_err(refused)
+    });
+    // What hangs on the host is left behind.
+    threads.shutdown_background();
+    let finished = result?;
+    tell(finished.failures);
+    Ok(ExitCode::from(finished.code))
 }
 
 #[cfg(test)]

@@ -39,6 +39,8 @@ const LARGEST: u64 = 4 << 20;
 pub enum Purpose {
     /// To be mounted or looked at; a directory is made when nothing is there.
     Source,
+    /// To be looked at; nothing is made.
+    Look,
     /// A directory that everybody can enter, made with its parents when it is missing.
     Directory,
     /// A file whose content is wanted, or a directory of devices.
@@ -61,6 +63,17 @@ struct Late(Arc<Mutex<HashMap<PathBuf, Option<Instant>>>>);
 impl Late {
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Option<Instant>>> {
         self.0.lock().expect("no code panics while it holds the paths")
+    }
+}
+
+impl super::Runtime {
+    /// Success when a path that `field` of a manifest names answers, whatever is there.
+    pub(crate) async fn host_path_answers(&self, field: &str, path: &Path) -> Result<()> {
+        let answered = self.reach.answers(path, Purpose::Look).await;
+        answered.map_err(|error| match error {
+            Error::Deadline(reason) => Error::Deadline(format!("{field}: {reason}")),
+            other => other,
+        })
     }
 }
 
@@ -214,6 +227,7 @@ pub fn look_up(path: &Path, purpose: Purpose) {
                 _ => Err(error),
             })
             .and_then(|()| std::fs::canonicalize(path)?.metadata().map(drop)),
+        Purpose::Look => std::fs::metadata(path).map(drop),
         Purpose::Directory => super::prepare::make_public(path),
         Purpose::Content => content(path),
     };
@@ -267,7 +281,9 @@ mod tests {
         look_up(&place.path().join("a/b"), Purpose::Source);
         look_up(&place.path().join("c/d"), Purpose::Directory);
         assert!(place.path().join("a/b").is_dir() && place.path().join("c/d").is_dir());
-        look_up(&place.path().join("e"), Purpose::Content);
-        assert!(!place.path().join("e").exists());
+        for purpose in [Purpose::Content, Purpose::Look] {
+            look_up(&place.path().join("e"), purpose);
+            assert!(!place.path().join("e").exists());
+        }
     }
 }

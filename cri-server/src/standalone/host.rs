@@ -23,6 +23,8 @@ pub(super) struct Host {
     pub(super) processors: i64,
     /// Memory, in bytes.
     pub(super) memory: i64,
+    /// Its cgroups of version 2 limit memory.
+    pub(super) limits_groups: bool,
 }
 
 impl Host {
@@ -40,6 +42,9 @@ impl Host {
                 .flatten()
                 .unwrap_or(1),
             memory: i64::try_from(bytes).unwrap_or(i64::MAX),
+            // The file is at the root of the only hierarchy there is, and nowhere in a mixed setup.
+            limits_groups: std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+                .is_ok_and(|controllers| controllers.split_whitespace().any(|name| name == "memory")),
         }
     }
 

@@ -2,6 +2,7 @@
 //! carry them out.
 
 mod host;
+mod left;
 mod life;
 pub(crate) mod log_text;
 mod manifest;
@@ -16,8 +17,9 @@ mod volume;
 
 pub(crate) use self::terminal::{Label, Screen, follow};
 pub use self::{
+    left::{RUN_BY, remove_directories},
     life::Policy,
     manifest::{Manifest, ManifestError},
     plan::{check, dry_run},
-    run::{FIRST, HOST, Options, PullWhen, RUN_BY, RunError, remove_directories, run},
+    run::{FIRST, Finished, HOST, Options, PullWhen, run},
 };

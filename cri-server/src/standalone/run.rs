@@ -2,6 +2,8 @@
 //! again, or kept for who asked for that.
 
 use std::{
+    fs::File,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -10,14 +12,16 @@ use std::{
 use podhold_sandbox::PodId;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
-    time::sleep,
+    sync::{Mutex, mpsc},
+    task::JoinHandle,
+    time::{sleep, timeout},
 };
 
 use super::{
-    life::{Life, Outcome, Plan, Policy, Role, Why},
+    left::{KEPT, RUN_BY, claim_directories, remove_earlier, remove_pods},
+    life::{Life, Outcome, Plan, Policy, Role, UNREAD, Why},
     manifest::{Manifest, ManifestError},
-    plan::{RUNS, decide},
+    plan::decide,
     request::{PodFacts, Pull, Requests},
     terminal::{self, Screen, Subject},
     volume,
@@ -26,14 +30,9 @@ use crate::{
     error::{Error, Result},
     output,
     runtime::Runtime,
-    state::{Hidden, Pod},
+    state::Pod,
 };
 
-/// The annotation of a pod that outlives its `podhold run`.
-const KEPT: &str = "podhold.io/keep";
-
-/// The annotation with the process id of the `podhold run` whose pod it is.
-pub const RUN_BY: &str = "podhold.io/run-by";
 /// The annotation with the container in which commands run that name none; kubectl's.
 pub const FIRST: &str = "kubectl.kubernetes.io/default-container";
 
@@ -77,15 +76,15 @@ impl From<PullWhen> for Pull {
     }
 }
 
-/// Why a pod could not be run to its end.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// Its manifest says something that cannot be.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// This host, or what it needs of others, has failed.
-    #[error(transparent)]
-    Host(#[from] Error),
+/// How a run ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// That of the first container of the manifest that failed, or 0; 128 and the signal for a pod that was told
+    /// to end; 124 for one whose time was over; 141 when nobody read what it said; [`HOST`] when anything failed
+    /// that is none of its containers.
+    pub code: u8,
+    /// What that is, first the cause.
+    pub failures: Vec<Error>,
 }
 
 /// One run of a manifest.
@@ -95,59 +94,62 @@ struct Errand<'a> {
     plan: Plan,
     screen: Arc<Screen>,
     options: &'a Options,
+    /// The making of the volumes, while it is under way.
+    making: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
-/// Runs a pod and returns its exit code: that of the first container of the manifest that failed, or 0; 128 and
-/// the signal for one that was told to end; 124 for one whose time was over.
+/// What is there before anything of a pod is made.
+struct Ready {
+    told: mpsc::UnboundedReceiver<Why>,
+    junit: Option<File>,
+}
+
+/// Exit code of what the host could not do.
+pub const HOST: u8 = 3;
+
+/// How long the output of a pod that was ended waits for its reader.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long the making of volumes that nobody wants any more is waited for.
+const MAKING: Duration = Duration::from_secs(15);
+
+/// Runs a pod to its end. An error is what its manifest decides, and then nothing was done.
 ///
 /// Whatever happens, the pod is removed before this returns, unless it is to be kept.
 pub async fn run(
     manifest: &Manifest,
     runtime: &Arc<Runtime>,
     options: &Options,
-) -> std::result::Result<u8, RunError> {
+) -> std::result::Result<Finished, ManifestError> {
     let errand = prepare(manifest, runtime, options)?;
-    if let Err(error) = remove_earlier(runtime).await {
-        errand.screen.say(&format!("what an earlier run left could not all be removed: {error}"));
-    }
-    let mut told = listen(options.timeout)?;
-    let (subject, outcome) = errand.live(&mut told).await;
-    let removed = errand.clean_up(&mut told).await;
-    errand.screen.close();
-    // What is left over is no less a failure of the host.
-    let code = outcome.code();
-    if options.json {
-        let report = terminal::json(&subject, &outcome, code.unwrap_or(HOST));
-        output::this(format_args!("{report}")).map_err(|output::Unwritten(error)| {
-            Error::doing("writing the report to standard output")(error)
-        })?;
-    }
-    if let Some(file) = &options.junit {
-        let written = std::fs::write(file, terminal::junit(&subject, &outcome));
-        written.map_err(Error::doing(format!("writing the report {}", file.display())))?;
-    }
-    // The reports have read the logs.
-    let removed = match removed {
-        Ok(()) if !options.keep => errand.remove_volumes().await,
-        removed => removed,
+    let Ready { mut told, junit } = match errand.ready().await {
+        Ok(ready) => ready,
+        Err(error) => {
+            let outcome = Outcome::nothing(Why::Broken, Some(error));
+            let _said_or_late = timeout(PATIENCE, errand.screen.close()).await;
+            return Ok(errand.finish(&errand.subject(), outcome, Vec::new()));
+        }
     };
-    match (code, outcome.error) {
-        // Why it failed says more than what could not be cleaned up after it.
-        (None, Some(error)) => Err(error.into()),
-        (None, None) => Err(Error::Precondition("the pod could not be run".to_owned()).into()),
-        (Some(code), _) => removed.map(|()| code).map_err(RunError::from),
+    let (subject, outcome) = errand.live(&mut told).await;
+    let mut failures: Vec<Error> = errand.clean_up(&mut told).await.err().into_iter().collect();
+    let removed = failures.is_empty();
+    errand.hear_out(outcome.why, &mut told).await;
+    if let Some(mut file) = junit {
+        let written = file.write_all(terminal::junit(&subject, &outcome, failures.first()).as_bytes());
+        failures.extend(written.map_err(Error::doing("writing the JUnit report")).err());
     }
+    // The reports have read the logs. A pod that is still there has its volumes.
+    if removed && !options.keep {
+        failures.extend(errand.remove_volumes().await.err());
+    }
+    Ok(errand.finish(&subject, outcome, failures))
 }
-
-/// Exit code in a report of what the host could not do; the command line ends with the same.
-pub const HOST: u8 = 3;
 
 /// Everything that the manifest decides, before anything is done.
 fn prepare<'a>(
     manifest: &Manifest,
     runtime: &'a Arc<Runtime>,
     options: &'a Options,
-) -> std::result::Result<Errand<'a>, RunError> {
+) -> std::result::Result<Errand<'a>, ManifestError> {
     let (mut requests, plan) = decide(manifest, runtime.config(), options)?;
     let annotations = &mut requests.pod.annotations;
     annotations.insert(RUN_BY.to_owned(), std::process::id().to_string());
@@ -162,17 +164,23 @@ fn prepare<'a>(
     for note in &requests.notes {
         screen.say(&format!("note: {note}"));
     }
-    Ok(Errand { runtime, requests: Arc::new(requests), plan, screen, options })
+    Ok(Errand { runtime, requests: Arc::new(requests), plan, screen, options, making: Mutex::default() })
 }
 
 /// Why the pod is to end, as often as somebody says so.
-fn listen(timeout: Option<Duration>) -> Result<mpsc::UnboundedReceiver<Why>> {
+fn listen(timeout: Option<Duration>, screen: &Arc<Screen>) -> Result<mpsc::UnboundedReceiver<Why>> {
     let (tell, told) = mpsc::unbounded_channel();
     for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
         let number = u8::try_from(kind.as_raw_value()).unwrap_or(0);
         let signal = signal(kind).map_err(Error::doing("signals"))?;
         tokio::spawn(pass_on(signal, Why::Signal(number), tell.clone()));
     }
+    let (screen, unread) = (Arc::clone(screen), tell.clone());
+    tokio::spawn(async move {
+        let error = screen.lost().await;
+        let why = if is_unread(&error) { Why::Unread } else { Why::Broken };
+        let _told = unread.send(why);
+    });
     if let Some(timeout) = timeout {
         tokio::spawn(async move {
             sleep(timeout).await;
@@ -186,13 +194,80 @@ async fn pass_on(mut signal: Signal, why: Why, tell: mpsc::UnboundedSender<Why>)
     while signal.recv().await.is_some() && tell.send(why).is_ok() {}
 }
 
+/// Whether the reader is gone; anything else is a failure.
+fn is_unread(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
+}
+
 impl Errand<'_> {
+    /// Clears what earlier runs have left, and opens what is needed at the end.
+    async fn ready(&self) -> Result<Ready> {
+        claim_directories(self.runtime)?;
+        if let Err(error) = remove_earlier(self.runtime).await {
+            self.screen.say(&format!("what an earlier run left could not all be removed: {error}"));
+        }
+        let told = listen(self.options.timeout, &self.screen)?;
+        let open = |path: &PathBuf| {
+            File::create(path).map_err(Error::doing(format!("making the report {}", path.display())))
+        };
+        Ok(Ready { told, junit: self.options.junit.as_ref().map(open).transpose()? })
+    }
+
+    /// Waits until the pod's output is written, unless its reader takes longer than somebody wants to wait.
+    async fn hear_out(&self, why: Why, told: &mut mpsc::UnboundedReceiver<Why>) {
+        let ended = why != Why::Done;
+        tokio::select! {
+            () = self.screen.close() => {}
+            Some(_) = told.recv() => {}
+            () = sleep(PATIENCE), if ended => {}
+        }
+    }
+
+    /// The one place that decides over the exit code; the report has the same one.
+    fn finish(&self, subject: &Subject, mut outcome: Outcome, mut failures: Vec<Error>) -> Finished {
+        let lost = self.screen.failure();
+        let code = outcome.code();
+        if let Some(error) = lost.as_ref().filter(|error| !is_unread(error)) {
+            failures.insert(0, Error::failed("standard output", error));
+        }
+        if code.is_none() {
+            let reason = || Error::Precondition("the pod was stopped by somebody else".to_owned());
+            // Why it failed says more than what could not be cleaned up after it.
+            let first = outcome.error.take().or_else(|| failures.is_empty().then(reason));
+            failures.splice(..0, first);
+        }
+        let unread = lost.is_some_and(|error| is_unread(&error)) && outcome.why == Why::Done;
+        let mut code = match code {
+            Some(code) if failures.is_empty() => {
+                if unread {
+                    UNREAD
+                } else {
+                    code
+                }
+            }
+            _ => HOST,
+        };
+        if self.options.json {
+            let report = terminal::json(subject, &outcome, code, failures.first());
+            match output::this(format_args!("{report}")) {
+                Ok(()) => {}
+                Err(output::Unwritten(error)) if is_unread(&error) => code = UNREAD,
+                Err(output::Unwritten(error)) => {
+                    code = HOST;
+                    failures.push(Error::failed("writing the report to standard output", &error));
+                }
+            }
+        }
+        Finished { code, failures }
+    }
+
     /// Images, pod, containers.
     async fn live(&self, told: &mut mpsc::UnboundedReceiver<Why>) -> (Subject, Outcome) {
         let begun = tokio::select! {
             pod = self.begin() => pod.map_err(|error| (Why::Broken, Some(error))),
             Some(why) = told.recv() => {
-                self.screen.say("told to end before it has begun");
+                let of_time = if why == Why::Timeout { "its time was over (--timeout)" } else { "told to end" };
+                self.screen.say(&format!("{of_time} before it has begun"));
                 Err((why, None))
             }
         };
@@ -217,20 +292,39 @@ impl Errand<'_> {
 
     async fn begin(&self) -> Result<(PodId, PodFacts)> {
         self.pull_images().await?;
-        let requests = Arc::clone(&self.requests);
-        let making = tokio::task::spawn_blocking(move || {
-            let logs = Path::new(&requests.pod.log_directory);
-            std::fs::create_dir_all(logs).map_err(Error::doing(format!("making {}", logs.display())))?;
-            requests.volumes.make()
-        });
-        making.await.map_err(Error::doing("making the volumes"))??;
+        let host_paths = self.requests.volumes.host_paths();
+        let host_paths: Vec<_> = host_paths.map(|(field, path)| (field, path.to_owned())).collect();
+        let answers = host_paths.iter().map(|(field, path)| self.runtime.host_path_answers(field, path));
+        futures::future::try_join_all(answers).await?;
+        self.make_volumes().await?;
         let pod = self.runtime.run_pod(self.requests.pod.clone(), String::new()).await?;
         let addresses = self.runtime.store().pod(&pod).map(|pod| pod.ips.clone()).unwrap_or_default();
         let facts = self.requests.learn(&addresses)?;
         Ok((pod, facts))
     }
 
+    /// Makes the volumes. It goes on when nobody waits for it any more.
+    async fn make_volumes(&self) -> Result<()> {
+        let requests = Arc::clone(&self.requests);
+        let mut making = self.making.lock().await;
+        let work = making.insert(tokio::task::spawn_blocking(move || {
+            let logs = Path::new(&requests.pod.log_directory);
+            std::fs::create_dir_all(logs).map_err(Error::doing(format!("making {}", logs.display())))?;
+            requests.volumes.make()
+        }));
+        let made = work.await;
+        *making = None;
+        made.map_err(Error::doing("making the volumes"))?
+    }
+
     async fn remove_volumes(&self) -> Result<()> {
+        if let Some(making) = self.making.lock().await.take()
+            && timeout(MAKING, making).await.is_err()
+        {
+            let place = self.requests.place.dir.display();
+            let reason = format!("{place}: volumes are still being made; the next podhold run removes them");
+            return Err(Error::Deadline(reason));
+        }
         let requests = Arc::clone(&self.requests);
         let removing = tokio::task::spawn_blocking(move || {
             volume::remove(&requests.place.dir).and(volume::remove(&requests.place.disk))
@@ -287,52 +381,4 @@ impl Errand<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether a pod outlives the command that ran it.
-fn is_kept(pod: &Pod) -> bool {
-    pod.record.config.annotations.contains_key(KEPT)
-}
-
-/// Removes what earlier runs have left that is not to be kept, and the directories of pods that are gone.
-async fn remove_earlier(runtime: &Arc<Runtime>) -> Result<()> {
-    let left = remove_pods(runtime, |pod| !is_kept(pod)).await.and(remove_damaged(runtime).await);
-    remove_directories(runtime);
-    left
-}
-
-/// Removes the directories of runs that have no pod any more, with what is mounted in them.
-pub fn remove_directories(runtime: &Arc<Runtime>) {
-    let pods = runtime.store().pods();
-    let logs = |pod: &Pod| PathBuf::from(&pod.record.config.log_directory);
-    let used: Vec<PathBuf> = pods.iter().map(logs).collect();
-    let is_used = |path: &Path| used.iter().any(|logs| logs.parent().is_some_and(|run| run.ends_with(path)));
-    let config = runtime.config();
-    for directory in [&config.run_dir, &config.state_dir].map(|directory| directory.join(RUNS)) {
-        let Ok(entries) = std::fs::read_dir(directory) else { continue };
-        for entry in entries.flatten().filter(|entry| !is_used(Path::new(&entry.file_name()))) {
-            if let Err(error) = volume::remove(&entry.path()) {
-                tracing::warn!(%error, "what a run of a pod left stays");
-            }
-        }
-    }
-}
-
-/// Removes the pods that `which` chooses; after a kill there are pods of earlier runs.
-async fn remove_pods(runtime: &Arc<Runtime>, which: impl Fn(&Pod) -> bool) -> Result<()> {
-    let pods = runtime.store().pods();
-    let removals = pods.iter().filter(|pod| which(pod)).map(|pod| runtime.remove_pod(pod.record.id.as_str()));
-    futures::future::join_all(removals).await.into_iter().collect()
-}
-
-/// Removes the pods of earlier runs whose records cannot be used any more: nobody else will.
-async fn remove_damaged(runtime: &Arc<Runtime>) -> Result<()> {
-    for damage in runtime.store().damaged() {
-        if let Hidden::Pod(id) = &damage.hides {
-            let (path, reason) = (damage.path.display(), &damage.reason);
-            output::note(format_args!("removing a pod of an earlier run: {path}: {reason}"));
-            runtime.remove_pod(id.as_str()).await?;
-        }
-    }
-    Ok(())
 }

@@ -3,7 +3,7 @@
 //! Invariant: what is not on a list is refused by its path; nothing is ignored in silence. That a field exists
 //! at all is not decided here.
 
-use super::manifest::{Node, Value, join};
+use super::manifest::{Node, Position, Value, join};
 
 /// Of a pod; `[]` is any element of a list, `.*` at the end whatever is below.
 const POD: &[&str] = &[
@@ -164,6 +164,7 @@ const JOB: &[&str] = &[
     "parallelism",
     "podReplacementPolicy",
     "selector.*",
+    "suspend",
     "ttlSecondsAfterFinished",
 ];
 
@@ -191,9 +192,15 @@ const HINTS: &[(&str, &str)] = &[
     ("spec.runtimeClassName", "pods here have the built-in runtime; leave it out"),
 ];
 
-/// The paths of all values that are not understood, each with the reason; `within` is where the pod is in the
-/// document.
-pub(super) fn refused(document: &Node, within: &str) -> Vec<(String, String)> {
+/// A value that is not understood.
+pub(super) struct Refused {
+    pub(super) at: Position,
+    pub(super) path: String,
+    pub(super) reason: String,
+}
+
+/// All values that are not understood; `within` is where the pod is in the document.
+pub(super) fn refused(document: &Node, within: &str) -> Vec<Refused> {
     let patterns = patterns(document.word("kind"), within);
     let mut found = Vec::new();
     walk(document, (String::new(), String::new()), &patterns, &mut found);
@@ -228,7 +235,7 @@ fn patterns(kind: &str, within: &str) -> Vec<String> {
     patterns
 }
 
-fn walk(node: &Node, (path, pattern): (String, String), known: &[String], found: &mut Vec<(String, String)>) {
+fn walk(node: &Node, (path, pattern): (String, String), known: &[String], found: &mut Vec<Refused>) {
     // An explicit null is the same as leaving the field out.
     if node.value == Value::Null || known.iter().any(|field| is_whole(field, &pattern)) {
         return;
@@ -238,7 +245,7 @@ fn walk(node: &Node, (path, pattern): (String, String), known: &[String], found:
     if !pattern.is_empty() && !known.iter().any(is_beginning) {
         let hint = HINTS.iter().find(|(part, _)| pattern.contains(part));
         let hint = hint.map_or("leave it out", |(_, hint)| hint);
-        found.push((path, format!("not supported by podhold run: {hint}")));
+        found.push(Refused { at: node.at, path, reason: format!("not supported by podhold run: {hint}") });
         return;
     }
     match &node.value {

@@ -21,7 +21,11 @@ use super::{
     Found, Where, name_of, said,
     terminal::{self, Raw},
 };
-use crate::{cli::Failure, output, standalone};
+use crate::{
+    cli::Failure,
+    output::{self, Unwritten},
+    standalone,
+};
 
 /// Streams with half close (Kubernetes' remotecommand).
 const PROTOCOL: &str = "v5.channel.k8s.io";
@@ -165,8 +169,8 @@ impl Session {
 /// Prints output; the exit code once it is told.
 fn received(bytes: &[u8]) -> Result<Option<ExitCode>, Failure> {
     match bytes.split_first() {
-        Some((&STDOUT, text)) => print(&mut io::stdout().lock(), text)?,
-        Some((&STDERR, text)) => print(&mut io::stderr().lock(), text)?,
+        Some((&STDOUT, text)) => print(&mut io::stdout().lock(), text).map_err(Unwritten)?,
+        Some((&STDERR, text)) => drop(print(&mut io::stderr().lock(), text)),
         Some((&ERROR, status)) => return ended(&serde_json::from_slice(status)?).map(Some),
         _ => {}
     }

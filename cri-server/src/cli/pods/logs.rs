@@ -1,6 +1,6 @@
 //! `podhold logs`.
 
-use std::{collections::HashMap, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{collections::HashMap, io, path::PathBuf, process::ExitCode, sync::Arc};
 
 use podhold_proto::cri::{
     Container, ContainerEventType, ContainerState, ContainerStatusRequest, GetEventsRequest,
@@ -10,6 +10,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use super::{Found, Where, attempt, name_of, said};
 use crate::{
     cli::Failure,
+    output::Unwritten,
     standalone::{Label, Screen, follow},
 };
 
@@ -64,8 +65,13 @@ pub(super) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         }
     }
     if let Some(mut events) = events {
-        // A stream that breaks off means that the server has ended, and its pods with it.
-        while let Ok(Some(event)) = events.message().await {
+        loop {
+            // A stream that breaks off means that the server has ended, and its pods with it.
+            let event = tokio::select! {
+                event = events.message() => event.ok().flatten(),
+                error = printer.screen.lost() => return Err(unwritten(&error)),
+            };
+            let Some(event) = event else { break };
             if event.container_id == found.pod.id
                 && event.container_event_type() != ContainerEventType::ContainerStartedEvent
             {
@@ -87,8 +93,17 @@ pub(super) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         }
     }
     printer.end_all().await?;
+    printer.screen.close().await;
+    if let Some(error) = printer.screen.failure() {
+        return Err(unwritten(&error));
+    }
     found.source.close().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Standard output took no more.
+fn unwritten(error: &io::Error) -> Failure {
+    Unwritten(io::Error::new(error.kind(), error.to_string())).into()
 }
 
 /// The runs whose logs are wanted: of each container the last, or the one before it.
@@ -114,7 +129,7 @@ struct Printer {
     screen: Arc<Screen>,
     /// The names before the lines, with the colour of each; none for a single container.
     names: Option<Vec<String>>,
-    under_way: HashMap<String, (watch::Sender<bool>, JoinHandle<std::io::Result<()>>)>,
+    under_way: HashMap<String, (watch::Sender<bool>, JoinHandle<io::Result<()>>)>,
 }
 
 impl Printer {
@@ -155,11 +170,7 @@ impl Printer {
     async fn end(&mut self, id: &str) -> Result<(), Failure> {
         let Some((over, task)) = self.under_way.remove(id) else { return Ok(()) };
         over.send_replace(true);
-        match task.await? {
-            // Whoever reads has had enough.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            printed => Ok(printed?),
-        }
+        Ok(task.await??)
     }
 
     async fn end_all(&mut self) -> Result<(), Failure> {

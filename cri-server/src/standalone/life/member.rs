@@ -15,13 +15,13 @@ use podhold_proto::cri;
 use podhold_sandbox::{ContainerId, PodId};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
     super::{
         request::{ContainerRequest, PodFacts, Requests},
-        terminal::{Label, Screen, follow},
+        terminal::{Label, Screen},
     },
     action::Action,
     deadline::LEAST,
@@ -34,6 +34,9 @@ use crate::{
     runtime::Runtime,
     state::{Container, ContainerPhase, Ended},
 };
+
+/// How long the word of a container's end waits for its last lines to be printed.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// What all runs of a pod share.
 #[derive(Debug)]
@@ -125,10 +128,11 @@ impl Run {
         let (over, ended) = watch::channel(false);
         let width = self.shared.plan.members.iter().map(|member| member.name.len()).max().unwrap_or(0);
         let label = Label::new(&self.member().name, self.member, width);
-        let following = tokio::spawn(follow(log.clone(), label, Arc::clone(&self.shared.screen), ended));
+        let following = tokio::spawn(self.shared.screen.show_log(log.clone(), label, ended));
         let (ended, unhealthy) = self.started(&id).await?;
         over.send_replace(true);
-        following.await.map_err(Error::doing("log"))?.map_err(Error::doing("log"))?;
+        // Its last lines stand before the word of its end, unless their reader takes its time.
+        let _printed = timeout(LAST_LINES, following).await;
         let image_ref = runtime.store().container(&id).map(|container| container.record.image_ref.clone());
         let words = &self.request().termination_message;
         let message = match outcome::last_words(words, &log, self.member().log_speaks, ended.code) {
@@ -154,8 +158,12 @@ impl Run {
                 _ => Err(error),
             };
         }
-        let target =
-            Target { runtime: Arc::clone(&runtime), container: id.clone(), address: self.shared.address };
+        let target = Target {
+            runtime: Arc::clone(&runtime),
+            container: id.clone(),
+            address: self.shared.address,
+            since: Instant::now(),
+        };
         let ending = ending(&runtime, id);
         tokio::pin!(ending);
         let stop = self.stop.clone();
@@ -249,6 +257,9 @@ impl Run {
 
     /// What is asked for this run.
     async fn config(&self) -> Result<cri::ContainerConfig> {
+        let parts = self.shared.requests.parts(self.request(), &self.shared.facts);
+        let answers = parts.iter().map(|(field, path)| self.shared.runtime.host_path_answers(field, path));
+        futures::future::try_join_all(answers).await?;
         let image = self.request().config.image.clone().unwrap_or_default().image;
         let image = self.shared.runtime.images().find(&image);
         let user = image.and_then(|image| image.config.config().as_ref()?.user().clone());

@@ -35,7 +35,7 @@ pub use self::plan::Policy;
 pub(super) use self::{
     member::RunEnd,
     order::Why,
-    outcome::{Outcome, Report, end_of_log},
+    outcome::{Outcome, Report, UNREAD, end_of_log},
     plan::{Plan, Role},
 };
 use self::{
@@ -91,10 +91,7 @@ impl Life {
             let (wakes, now) = (living.order.wakes(), Instant::now());
             tokio::select! {
                 Some(event) = events.recv() => living.take(event),
-                Some(why) = told.recv() => match ending {
-                    true => living.order.hurry(Instant::now()),
-                    false => living.end(why),
-                },
+                Some(why) = told.recv() => living.told(why),
                 () = sleep_until(wakes.unwrap_or(now)), if wakes.is_some() => {}
                 () = sleep_until(deadline.unwrap_or(now)), if deadline.is_some() && !ending => {
                     living.end(Why::Deadline);
@@ -169,12 +166,25 @@ impl Living {
         }
     }
 
+    /// Somebody wants the pod to end; who says so again is in a hurry.
+    fn told(&mut self, why: Why) {
+        let unread = self.order.phase == Phase::Ending(Why::Unread) && matches!(why, Why::Signal(_));
+        match why {
+            _ if unread || !self.order.is_ending() => self.end(why),
+            // An interrupt ends the reader in the same pipe too: nobody has said it twice.
+            Why::Unread | Why::Broken => {}
+            _ => self.order.hurry(Instant::now()),
+        }
+    }
+
     fn end(&mut self, why: Why) {
         let text = match why {
             Why::Signal(_) => "told to end; stopping the pod",
             Why::Timeout => "its time is over (--timeout); stopping the pod",
             Why::Deadline => "its time is over (activeDeadlineSeconds); stopping the pod",
             Why::Stopped => "the pod was stopped by somebody else, or has lost its pause process",
+            Why::Unread => "nobody reads what it says; stopping the pod",
+            Why::GivenUp(_) => "it has failed too often (backoffLimit); stopping the pod",
             Why::Done | Why::Broken => "stopping the pod",
         };
         self.shared.screen.say(text);

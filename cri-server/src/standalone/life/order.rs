@@ -37,6 +37,10 @@ pub(in crate::standalone) enum Why {
     Deadline,
     /// Somebody else has stopped the pod, or it lost its pause process.
     Stopped,
+    /// Nobody reads what its containers say any more.
+    Unread,
+    /// Its containers have failed more often than its job lets them (`backoffLimit`), the last one with this code.
+    GivenUp(i32),
     /// Something of the host failed.
     Broken,
 }
@@ -93,6 +97,8 @@ pub(in crate::standalone) struct Order {
     pub(in crate::standalone) members: Vec<State>,
     pub(in crate::standalone) phase: Phase,
     grace: Grace,
+    /// How often containers may still fail and begin again.
+    retries: Option<u32>,
 }
 
 impl Order {
@@ -108,7 +114,7 @@ impl Order {
             backoff: Backoff::new(first),
         };
         let members = plan.members.iter().map(state).collect();
-        Self { members, phase: Phase::Setup, grace: Grace::new(plan.grace) }
+        Self { members, phase: Phase::Setup, grace: Grace::new(plan.grace), retries: plan.retries }
     }
 
     /// A member is past its postStart hook and its startup probe.
@@ -131,6 +137,16 @@ impl Order {
         let ending = self.is_ending();
         let state = &mut self.members[member];
         if !ending && restart::again(state.role, state.policy, end) {
+            let counts = state.role != Role::Sidecar && end.is_failure();
+            match &mut self.retries {
+                Some(0) if counts => {
+                    state.stage = Stage::Ended { code: end.code };
+                    self.end(Why::GivenUp(end.code), now);
+                    return None;
+                }
+                Some(left) if counts => *left -= 1,
+                _ => {}
+            }
             let due = state.backoff.due(now);
             state.stage = Stage::BackingOff { ended: now, due };
             return Some(due);
@@ -139,9 +155,13 @@ impl Order {
         None
     }
 
-    /// The pod is to end; what it is ending of already stays the reason.
+    /// The pod is to end; what it is ending of already stays the reason, but for a reader that was interrupted with
+    /// this command and was faster.
     pub(super) fn end(&mut self, why: Why, now: Instant) {
         if self.is_ending() {
+            if self.phase == Phase::Ending(Why::Unread) && matches!(why, Why::Signal(_)) {
+                self.phase = Phase::Ending(why);
+            }
             return;
         }
         self.phase = Phase::Ending(why);

@@ -179,3 +179,35 @@ fn a_pod_whose_apps_end_for_good_takes_its_sidecars_with_it() {
     order.ended(3, ended(0), now);
     assert_eq!(order.next(now), [Command::Stop { member: 1, deadline: now + seconds(9) }]);
 }
+
+#[test]
+fn a_job_gives_up_when_its_containers_have_failed_too_often() {
+    let policy = "restartPolicy: OnFailure,";
+    for (retries, apps) in [(0, 1), (2, 3)] {
+        let mut order = order(policy, &["s, restartPolicy: Always"], &["a", "b"]);
+        order.retries = Some(retries);
+        let now = Instant::now();
+        order.next(now);
+        order.started(0);
+        order.next(now);
+        // A sidecar's end is no failure of the job.
+        assert!(order.ended(0, ended(1), now).is_some());
+        for begun in 1..apps {
+            let due = order.ended(1, ended(7), now).expect("it begins again");
+            assert!(order.next(due).contains(&Command::Begin { member: 1, attempt: begun }));
+        }
+        assert_eq!(order.ended(1, ended(7), now), None);
+        assert_eq!(order.phase, Phase::Ending(Why::GivenUp(7)), "{retries}");
+    }
+}
+
+#[test]
+fn an_interrupt_that_ends_the_reader_too_is_still_an_interrupt() {
+    let now = Instant::now();
+    for words in [[Why::Unread, Why::Signal(2)], [Why::Signal(2), Why::Unread]] {
+        let mut order = order("restartPolicy: Never,", &[], &["a"]);
+        order.next(now);
+        words.into_iter().for_each(|why| order.end(why, now));
+        assert_eq!(order.phase, Phase::Ending(Why::Signal(2)));
+    }
+}

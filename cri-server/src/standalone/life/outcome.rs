@@ -17,6 +17,8 @@ use crate::error::Error;
 
 /// Exit code of a pod whose time was over, as timeout(1) has it.
 const TIME_OVER: u8 = 124;
+/// Exit code when nobody reads, as a shell has it: 128 and SIGPIPE.
+pub(in crate::standalone) const UNREAD: u8 = 141;
 /// Most bytes of a container's last words, and of its log in their place; what Kubernetes takes.
 const WORDS: u64 = 4096;
 const LOG_BYTES: usize = 2048;
@@ -73,9 +75,16 @@ impl Outcome {
             Why::Timeout => Some("Timeout"),
             Why::Deadline => Some("DeadlineExceeded"),
             Why::Stopped => Some("Stopped"),
+            Why::Unread => Some("Unread"),
+            Why::GivenUp(_) => Some("BackoffLimitExceeded"),
             Why::Broken => Some("HostFailure"),
         }
     }
+}
+
+/// A container's exit code as this process can have it.
+fn failed(code: i32) -> u8 {
+    u8::try_from(code).unwrap_or(1).max(1)
 }
 
 /// The exit code of a pod whose containers failed with these, in the order of the manifest.
@@ -83,9 +92,12 @@ fn code(why: Why, mut failures: impl Iterator<Item = i32>) -> Option<u8> {
     match why {
         Why::Signal(signal) => Some(128 + signal),
         Why::Timeout | Why::Deadline => Some(TIME_OVER),
-        Why::Done | Why::Stopped => {
-            Some(failures.next().map_or(0, |code| u8::try_from(code).unwrap_or(1).max(1)))
-        }
+        Why::Unread => Some(UNREAD),
+        Why::Done => Some(failures.next().map_or(0, failed)),
+        // One that was killed for a probe may have ended with 0, and those that were stopped for it with anything.
+        Why::GivenUp(code) => Some(failed(code)),
+        // Containers that have ended well, or not begun, because they were told to end, have not succeeded.
+        Why::Stopped => failures.next().map(failed),
         Why::Broken => None,
     }
 }
@@ -167,6 +179,10 @@ mod tests {
             (Why::Done, vec![7, 9], Some(7)),
             (Why::Done, vec![256, 1], Some(1)),
             (Why::Stopped, vec![143], Some(143)),
+            (Why::Stopped, vec![], None),
+            (Why::Unread, vec![9], Some(141)),
+            (Why::GivenUp(9), vec![143, 9], Some(9)),
+            (Why::GivenUp(0), vec![], Some(1)),
             (Why::Signal(2), vec![1], Some(130)),
             (Why::Signal(15), vec![], Some(143)),
             (Why::Timeout, vec![9], Some(124)),

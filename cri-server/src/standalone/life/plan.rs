@@ -51,6 +51,8 @@ pub(in crate::standalone) struct Plan {
     pub(super) deadline: Option<Duration>,
     /// The pod has the host's network.
     pub(super) host_network: bool,
+    /// How often its containers may fail and begin again; without a number for ever.
+    pub(super) retries: Option<u32>,
 }
 
 /// The life of one container.
@@ -102,6 +104,7 @@ impl Plan {
             grace: GRACE,
             deadline: deadline(spec)?,
             host_network: spec.host_network == Some(true),
+            retries: manifest.retries,
         })
     }
 }

@@ -20,15 +20,21 @@ pub(super) struct End {
     pub(super) unhealthy: bool,
 }
 
+impl End {
+    /// Whether it has failed.
+    pub(super) fn is_failure(self) -> bool {
+        self.code != 0 || self.unhealthy
+    }
+}
+
 /// Whether a container is started again.
 pub(super) fn again(role: Role, policy: Policy, end: End) -> bool {
-    let failed = end.code != 0 || end.unhealthy;
     match (role, policy) {
         (Role::Sidecar, _) => true,
         (_, Policy::Never) => false,
         // An init container that has succeeded is done, whatever the policy.
         (Role::Init, Policy::Always | Policy::OnFailure) => end.code != 0,
-        (Role::App, Policy::OnFailure) => failed,
+        (Role::App, Policy::OnFailure) => end.is_failure(),
         (Role::App, Policy::Always) => true,
     }
 }

@@ -1,5 +1,7 @@
 //! Which documents a manifest may hold, and the one pod they make. Pure.
 
+use std::collections::HashSet;
+
 use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
@@ -16,7 +18,7 @@ use super::{
     node::{Node, Value, join},
     read, typed,
 };
-use crate::standalone::supported;
+use crate::standalone::supported::{self, Refused};
 
 /// The kinds that make a pod: version, kind, where the pod is in it.
 const PODS: [(&str, &str, &str); 8] = [
@@ -46,14 +48,27 @@ const WITHOUT: [(&str, &str); 9] = [
     ("PodDisruptionBudget", "one pod is run; leave it out"),
 ];
 
+/// How often a job's containers may fail and begin again, where it does not say.
+const RETRIES: i32 = 6;
+const SUSPENDED: &str = "is true, so that nothing of it would run; leave it out";
+
 /// What was found.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) pod: Pod,
     pub(super) data: Data,
-    pub(super) notes: Vec<String>,
+    pub(super) aside: Aside,
     pub(super) document: Node,
     pub(super) within: String,
+}
+
+/// What a workload says beside its pod.
+#[derive(Debug, Default)]
+pub(super) struct Aside {
+    /// What of it has no effect.
+    pub(super) notes: Vec<String>,
+    /// How often its containers may fail and begin again.
+    pub(super) retries: Option<u32>,
 }
 
 /// The pod of a text.
@@ -84,13 +99,13 @@ pub(super) fn one_pod(text: &str) -> Result<Found, Vec<Problem>> {
     let Some((document, within)) = pods.into_iter().next().filter(|_| problems.is_empty()) else {
         return Err(problems);
     };
-    let mut notes = Vec::new();
-    let pod = pod(&document, within, &mut notes).map_err(|wrong| problems.extend(wrong)).ok();
+    let mut aside = Aside::default();
+    let pod = pod(&document, within, &mut aside).map_err(|wrong| problems.extend(wrong)).ok();
     let namespace = pod.as_ref().and_then(|pod| pod.metadata.namespace.clone());
     let data = collect(&data, namespace.as_deref(), &mut problems);
     match pod {
         Some(pod) if problems.is_empty() => {
-            Ok(Found { pod, data, notes, document, within: within.to_owned() })
+            Ok(Found { pod, data, aside, document, within: within.to_owned() })
         }
         _ => Err(problems),
     }
@@ -149,14 +164,15 @@ fn sort(document: &Node) -> Result<Sort, Problem> {
 /// A document as a typed structure; all that is wrong with it otherwise.
 fn checked<T: for<'de> Deserialize<'de>>(document: &Node, within: &str) -> Result<T, Vec<Problem>> {
     let (value, mut problems) = typed::read::<T>(document, "");
-    let unknown: Vec<String> = problems.iter().map(|problem| problem.field.clone()).collect();
-    for (path, reason) in supported::refused(document, within) {
-        let below = |field: &String| {
-            path.strip_prefix(field.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        };
-        if !unknown.iter().any(below) {
-            problems.push(Problem { file: None, at: Some(document.locate(&path)), field: path, reason });
+    let unknown: HashSet<String> = problems.iter().map(|problem| problem.field.clone()).collect();
+    // What is below a field that does not exist is not told.
+    let is_known = |path: &str| {
+        let ends = path.match_indices(['.', '[']).map(|(at, _)| at).chain([path.len()]);
+        !ends.into_iter().any(|end| unknown.contains(&path[..end]))
+    };
+    for Refused { at, path, reason } in supported::refused(document, within) {
+        if is_known(&path) {
+            problems.push(Problem { file: None, at: Some(at), field: path, reason });
         }
     }
     match value {
@@ -170,7 +186,8 @@ fn checked<T: for<'de> Deserialize<'de>>(document: &Node, within: &str) -> Resul
     }
 }
 
-fn pod(document: &Node, within: &str, notes: &mut Vec<String>) -> Result<Pod, Vec<Problem>> {
+fn pod(document: &Node, within: &str, aside: &mut Aside) -> Result<Pod, Vec<Problem>> {
+    let notes = &mut aside.notes;
     match document.word("kind") {
         "Pod" => {
             let mut pod: Pod = checked(document, within)?;
@@ -183,6 +200,9 @@ fn pod(document: &Node, within: &str, notes: &mut Vec<String>) -> Result<Pod, Ve
         "Deployment" => checked(document, within).map(|workload: Deployment| {
             let spec = workload.spec.unwrap_or_default();
             one_of(notes, "spec.replicas", spec.replicas);
+            if spec.paused == Some(true) {
+                notes.push("spec.paused: one pod is run all the same".to_owned());
+            }
             of_template(workload.metadata, spec.template)
         }),
         "ReplicaSet" => checked(document, within).map(|workload: ReplicaSet| {
@@ -212,37 +232,63 @@ fn pod(document: &Node, within: &str, notes: &mut Vec<String>) -> Result<Pod, Ve
         }),
         "Job" => {
             let workload: Job = checked(document, within)?;
-            job(document, workload.metadata, workload.spec.unwrap_or_default(), ("spec", notes))
+            job(document, workload.metadata, workload.spec.unwrap_or_default(), ("spec", aside))
         }
         _ => {
             let workload: CronJob = checked(document, within)?;
+            if workload.spec.suspend == Some(true) {
+                return Err(vec![wrong(document, "spec.suspend".to_owned(), SUSPENDED)]);
+            }
             let template = workload.spec.job_template;
             notes.push("spec.schedule: the job is run once, and now".to_owned());
-            job(
-                document,
-                workload.metadata,
-                template.spec.unwrap_or_default(),
-                ("spec.jobTemplate.spec", notes),
-            )
+            let path = "spec.jobTemplate.spec";
+            job(document, workload.metadata, template.spec.unwrap_or_default(), (path, aside))
         }
     }
+}
+
+fn wrong(document: &Node, field: String, reason: &str) -> Problem {
+    Problem { file: None, at: Some(document.locate(&field)), field, reason: reason.to_owned() }
 }
 
 fn job(
     document: &Node,
     metadata: ObjectMeta,
     spec: JobSpec,
-    (path, notes): (&str, &mut Vec<String>),
+    (path, aside): (&str, &mut Aside),
 ) -> Result<Pod, Vec<Problem>> {
-    let mode = spec.completion_mode.as_deref();
-    if mode.is_some_and(|mode| mode != "NonIndexed") {
-        let field = join(path, "completionMode");
-        let reason =
-            format!("{:?} is not supported by podhold run; use NonIndexed", mode.unwrap_or_default());
-        return Err(vec![Problem { file: None, at: Some(document.locate(&field)), field, reason }]);
+    let refuse = |field: &str, reason: &str| Err(vec![wrong(document, format!("{path}.{field}"), reason)]);
+    if let Some(mode) = spec.completion_mode.as_deref().filter(|mode| *mode != "NonIndexed") {
+        return refuse(
+            "completionMode",
+            &format!("{mode:?} is not supported by podhold run; use NonIndexed"),
+        );
     }
-    one_of(notes, &join(path, "completions"), spec.completions);
-    one_of(notes, &join(path, "parallelism"), spec.parallelism);
+    if spec.suspend == Some(true) {
+        return refuse("suspend", SUSPENDED);
+    }
+    let policy = spec.template.spec.as_ref().and_then(|pod| pod.restart_policy.as_deref());
+    match policy {
+        Some("OnFailure" | "Never") => {}
+        Some(other) => {
+            let reason = format!("{other:?} is not for a job; it is OnFailure or Never");
+            return refuse("template.spec.restartPolicy", &reason);
+        }
+        None => {
+            return refuse("template.spec.restartPolicy", "is missing; for a job it is OnFailure or Never");
+        }
+    }
+    match u32::try_from(spec.backoff_limit.unwrap_or(RETRIES)) {
+        Ok(limit) => aside.retries = Some(limit),
+        Err(_) => return refuse("backoffLimit", "is less than 0"),
+    }
+    if policy == Some("Never") && spec.backoff_limit.is_some_and(|limit| limit > 0) {
+        let note = "one pod is run, and no other in its place when it fails; with restartPolicy OnFailure its \
+                    containers begin again";
+        aside.notes.push(format!("{}: {note}", join(path, "backoffLimit")));
+    }
+    one_of(&mut aside.notes, &join(path, "completions"), spec.completions);
+    one_of(&mut aside.notes, &join(path, "parallelism"), spec.parallelism);
     let mut pod = of_template(metadata, spec.template);
     let of_pod = pod.spec.get_or_insert_default();
     // The job and its one pod are the same length of time.

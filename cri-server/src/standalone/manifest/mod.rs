@@ -19,10 +19,9 @@ use std::{
 
 use k8s_openapi::api::core::v1::Pod;
 
-use self::node::Position;
 pub(super) use self::{
     data::{Data, Kind, Object},
-    node::{Node, Value, join},
+    node::{Node, Position, Value, join},
 };
 
 /// Largest manifest that is read, in bytes; what the Kubernetes API server takes.
@@ -36,6 +35,8 @@ pub struct Manifest {
     pub(super) pod: Pod,
     /// The ConfigMaps and Secrets beside it.
     pub(super) data: Data,
+    /// How often its containers may fail and begin again, where it is a job's.
+    pub(super) retries: Option<u32>,
     /// What is told to whoever runs it, such as fields without an effect.
     pub(super) notes: Vec<String>,
     file: String,
@@ -154,7 +155,8 @@ impl Manifest {
             .map(|found| Self {
                 pod: found.pod,
                 data: found.data,
-                notes: found.notes,
+                retries: found.aside.retries,
+                notes: found.aside.notes,
                 file: file.to_owned(),
                 document: found.document,
                 within: found.within,

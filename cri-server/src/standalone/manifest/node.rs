@@ -6,9 +6,9 @@ use std::fmt;
 
 /// A place in a file, both counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct Position {
-    pub(crate) line: usize,
-    pub(crate) column: usize,
+pub(in crate::standalone) struct Position {
+    pub(in crate::standalone) line: usize,
+    pub(in crate::standalone) column: usize,
 }
 
 impl fmt::Display for Position {

@@ -56,6 +56,8 @@ enum Kind {
 struct Anchored {
     node: Node,
     cost: usize,
+    /// How many levels of lists and maps it is.
+    depth: usize,
 }
 
 #[derive(Default)]
@@ -105,6 +107,9 @@ impl Builder {
                         "its aliases repeat more than a manifest can hold; write out what is meant",
                     );
                 }
+                if self.open.len() + anchored.depth > DEEPEST {
+                    return fault(&format!("is nested deeper than {DEEPEST} levels with what it stands for"));
+                }
                 let node = anchored.node.clone();
                 self.put(node, 0, false)
             }
@@ -138,7 +143,8 @@ impl Builder {
     fn put(&mut self, node: Node, anchor: usize, plain: bool) -> Result<(), Fault> {
         if anchor != 0 {
             let cost = cost(&node);
-            self.anchors.insert(anchor, Anchored { node: node.clone(), cost });
+            let depth = depth(&node);
+            self.anchors.insert(anchor, Anchored { node: node.clone(), cost, depth });
             // The copy that is kept counts as well: an anchor on every level would square the text.
             self.copied = self.copied.saturating_add(cost);
             if self.copied > LARGEST_COPIES {
@@ -218,6 +224,15 @@ fn cost(node: &Node) -> usize {
     }
 }
 
+/// Levels of lists and maps in a tree; bounded by [`DEEPEST`].
+fn depth(node: &Node) -> usize {
+    match &node.value {
+        Value::List(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Map(entries) => 1 + entries.iter().map(|entry| depth(&entry.node)).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Write;
@@ -269,6 +284,10 @@ mod tests {
             let inner = vec![format!("*a{}", level - 1); 10].join(", ");
             writeln!(laughs, "a{level}: &a{level} [{inner}]").unwrap();
         }
+        let (open, close) = ("[".repeat(95), "]".repeat(95));
+        let tower = (1..80).fold("x0: &a0 [1]\n".to_owned(), |text, level| {
+            text + &format!("x{level}: &a{level} {open}*a{}{close}\n", level - 1)
+        });
         let deep = format!("{}x{}", "[".repeat(DEEPEST + 1), "]".repeat(DEEPEST + 1));
         let hostile = "[".repeat(100_000);
         let braces = "{a: ".repeat(50_000);
@@ -289,6 +308,7 @@ mod tests {
             ("a: {<<: 7}\n", 1, "takes a map"),
             (&laughs, 0, "more than a manifest can"),
             (&deep, 1, "nested deeper"),
+            (&tower, 3, "nested deeper"),
             (&hostile, 0, ""),
             (&braces, 0, ""),
             (&dashes, 0, ""),

@@ -16,7 +16,10 @@ fn read(text: &str) -> (String, String) {
 fn workload(version: &str, kind: &str, spec: &str) -> String {
     format!(
         "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: w}}\nspec: {}\n",
-        spec.replace("TEMPLATE", "template: {spec: {containers: [{name: c, image: i}]}}")
+        spec.replace("TEMPLATE", "template: {spec: {containers: [{name: c, image: i}]}}").replace(
+            "JOB",
+            "template: {spec: {restartPolicy: OnFailure, containers: [{name: c, image: i}]}}"
+        )
     )
 }
 
@@ -30,8 +33,8 @@ fn every_kind_that_makes_a_pod_makes_one() {
         (workload("apps/v1", "ReplicaSet", "{TEMPLATE}"), "w"),
         (workload("apps/v1", "StatefulSet", "{TEMPLATE, serviceName: s}"), "w-0"),
         (workload("v1", "ReplicationController", "{TEMPLATE}"), "w"),
-        (workload("batch/v1", "Job", "{TEMPLATE, backoffLimit: 0}"), "w"),
-        (workload("batch/v1", "CronJob", "{schedule: '* * * * *', jobTemplate: {spec: {TEMPLATE}}}"), "w"),
+        (workload("batch/v1", "Job", "{JOB, backoffLimit: 0}"), "w"),
+        (workload("batch/v1", "CronJob", "{schedule: '* * * * *', jobTemplate: {spec: {JOB}}}"), "w"),
         (format!("apiVersion: v1\nkind: List\nitems:\n- {}", POD.trim_end().replace('\n', "\n  ")), "a"),
         (format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a}}\ndata: {{k: v}}\n---\n{POD}"), "a"),
     ] {
@@ -48,8 +51,49 @@ fn what_a_template_lacks_comes_from_its_workload() {
     assert_eq!((spec.hostname.as_deref(), spec.subdomain.as_deref()), (Some("w-0"), Some("s")));
     assert_eq!(set.notes, ["spec.replicas: one pod is run, and not 3"]);
     let job =
-        Manifest::parse("m", &workload("batch/v1", "Job", "{TEMPLATE, activeDeadlineSeconds: 5}")).unwrap();
-    assert_eq!(job.pod.spec.unwrap().active_deadline_seconds, Some(5));
+        |more: &str| Manifest::parse("m", &workload("batch/v1", "Job", &format!("{{JOB, {more}}}"))).unwrap();
+    let limited = job("activeDeadlineSeconds: 5, suspend: false");
+    assert_eq!((limited.pod.spec.unwrap().active_deadline_seconds, limited.retries), (Some(5), Some(6)));
+    assert_eq!(job("backoffLimit: 0").retries, Some(0));
+    let paused =
+        Manifest::parse("m", &workload("apps/v1", "Deployment", "{TEMPLATE, paused: true}")).unwrap();
+    assert_eq!(
+        (paused.notes, paused.retries),
+        (vec!["spec.paused: one pod is run all the same".to_owned()], None)
+    );
+}
+
+#[test]
+fn a_job_that_no_cluster_would_run_is_refused() {
+    let policy =
+        |policy: &str| format!("{{template: {{spec: {{{policy} containers: [{{name: c, image: i}}]}}}}}}");
+    for (kind, spec, want) in [
+        (
+            "Job",
+            policy(""),
+            "spec.template.spec.restartPolicy: is missing; for a job it is OnFailure or Never",
+        ),
+        (
+            "Job",
+            policy("restartPolicy: Always,"),
+            "spec.template.spec.restartPolicy: \"Always\" is not for a job",
+        ),
+        ("Job", "{JOB, suspend: true}".to_owned(), "spec.suspend: is true, so that nothing of it would run"),
+        ("Job", "{JOB, backoffLimit: -1}".to_owned(), "spec.backoffLimit: is less than 0"),
+        (
+            "CronJob",
+            "{schedule: '* * * * *', suspend: true, jobTemplate: {spec: {JOB}}}".to_owned(),
+            "spec.suspend: is true",
+        ),
+        (
+            "CronJob",
+            "{schedule: '* * * * *', jobTemplate: {spec: {JOB, suspend: true}}}".to_owned(),
+            "spec.jobTemplate.spec.suspend: is true",
+        ),
+    ] {
+        let message = read(&workload("batch/v1", kind, &spec)).1;
+        assert!(message.contains(&format!(" {want}")), "{message}\n{want}");
+    }
 }
 
 #[test]
@@ -84,8 +128,8 @@ fn what_is_no_manifest_of_one_pod_is_refused_with_the_whole_message() {
             "m:1:13: apiVersion: is \"extensions/v1beta1\"; Deployment is read as apps/v1",
         ),
         (
-            workload("batch/v1", "Job", "{TEMPLATE, completionMode: Indexed}"),
-            "m:4:79: spec.completionMode: \"Indexed\" is not supported by podhold run; use NonIndexed",
+            workload("batch/v1", "Job", "{JOB, completionMode: Indexed}"),
+            "m:4:105: spec.completionMode: \"Indexed\" is not supported by podhold run; use NonIndexed",
         ),
         (
             format!("{}{}{POD}", map("a", "{}"), map("a", "{}")),
@@ -125,4 +169,28 @@ fn many_problems_are_told_at_once_and_not_all() {
     let message = read(&format!("apiVersion: v1\nkind: Pod\nspec:\n{fields}")).1;
     assert_eq!(message.lines().count(), 9);
     assert!(message.ends_with("and 12 more"), "{message}");
+}
+
+/// What this thread has had of the processor: other work on the machine does not count.
+fn busy() -> std::time::Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+}
+
+#[test]
+fn a_file_within_the_limit_is_refused_in_a_time_that_grows_with_its_size() {
+    // Each takes minutes when something is done for every value with the length of its path, or with all others.
+    let (key, values) = ("k".repeat(300_000), "1,".repeat(300_000));
+    let below = format!("{POD}x: {{{key}: [{values}]}}\n");
+    let kept = POD.replace(
+        "metadata: {",
+        &format!("metadata: {{managedFields: [{{fieldsV1: {{{key}: [{values}]}}}}], "),
+    );
+    let wide = (0..40_000).fold(POD.to_owned(), |text, n| text + &format!("z{n}: 1\n"));
+    for (text, good) in [(below, false), (kept, true), (wide, false)] {
+        let before = busy();
+        let read = Manifest::parse("m", &text);
+        assert_eq!(read.is_ok(), good, "{:?}", read.err().map(|error| error.to_string().len()));
+        let took = busy() - before;
+        assert!(took < std::time::Duration::from_secs(40), "{took:?}");
+    }
 }

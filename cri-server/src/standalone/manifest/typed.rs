@@ -19,14 +19,20 @@ use super::{
     node::{Entry, Node, Position, Value, join},
 };
 
+/// Fields that do not exist for which the one that was meant is looked for: more are never shown.
+const HINTED: usize = 64;
+/// Longer than the name of any field, in bytes.
+const LONGEST_NAME: usize = 64;
+
 /// Reads a tree, whose path in the file is `path`; the fields that do not exist come beside it.
 pub(super) fn read<T: for<'de> Deserialize<'de>>(
     node: &Node,
     path: &str,
 ) -> (Result<T, Problem>, Vec<Problem>) {
     let unknown = RefCell::new(Vec::new());
-    let reader = Reader { node, path: path.to_owned(), unknown: &unknown };
-    let value = T::deserialize(reader).map_err(|wrong| wrong.at(node.at, path).into_problem());
+    let path = Path { above: None, step: Step::Root(path) };
+    let reader = Reader { node, path: &path, unknown: &unknown };
+    let value = T::deserialize(reader).map_err(|wrong| wrong.at(node.at, &path).into_problem());
     (value, unknown.into_inner())
 }
 
@@ -39,8 +45,8 @@ struct Wrong {
 
 impl Wrong {
     /// Adds the place, unless one further in is known already.
-    fn at(mut self, at: Position, path: &str) -> Self {
-        self.place.get_or_insert_with(|| (at, path.to_owned()));
+    fn at(mut self, at: Position, path: &Path<'_>) -> Self {
+        self.place.get_or_insert_with(|| (at, path.text()));
         self
     }
 
@@ -109,31 +115,57 @@ fn shown(found: Unexpected<'_>) -> String {
     }
 }
 
-struct Reader<'a> {
-    node: &'a Node,
-    path: String,
-    unknown: &'a RefCell<Vec<Problem>>,
+/// Where a value is: its last step, and where that leads from. It becomes a text only when there is something to
+/// say, since a file can have many values below one long key.
+struct Path<'p> {
+    above: Option<&'p Path<'p>>,
+    step: Step<'p>,
 }
 
-impl<'a> Reader<'a> {
-    fn inner(&self, node: &'a Node, path: String) -> Self {
-        Self { node, path, unknown: self.unknown }
-    }
+enum Step<'p> {
+    Root(&'p str),
+    Key(&'p str),
+    Index(usize),
+}
 
+impl Path<'_> {
+    fn text(&self) -> String {
+        let above = self.above.map(Path::text).unwrap_or_default();
+        match self.step {
+            Step::Root(path) => path.to_owned(),
+            Step::Key(key) => join(&above, key),
+            Step::Index(index) => format!("{above}[{index}]"),
+        }
+    }
+}
+
+/// Reads one value. `'a` is how long the tree lives, `'r` the path to the value.
+struct Reader<'r, 'a> {
+    node: &'a Node,
+    path: &'r Path<'r>,
+    unknown: &'r RefCell<Vec<Problem>>,
+}
+
+impl Reader<'_, '_> {
     fn note_unknown(&self, kind: &str, fields: &[&'static str], entries: &[Entry]) {
         for entry in entries.iter().filter(|entry| !fields.contains(&entry.key.as_str())) {
-            let reason = match nearest(&entry.key, fields) {
+            let mut unknown = self.unknown.borrow_mut();
+            let near = (unknown.len() < HINTED).then(|| nearest(&entry.key, fields)).flatten();
+            let reason = match near {
                 Some(near) => format!("no such field; did you mean {near}?"),
                 None => format!("no such field of a {kind}"),
             };
-            let field = join(&self.path, &entry.key);
-            self.unknown.borrow_mut().push(Problem { at: Some(entry.at), field, reason, file: None });
+            let field = Path { above: Some(self.path), step: Step::Key(&entry.key) }.text();
+            unknown.push(Problem { at: Some(entry.at), field, reason, file: None });
         }
     }
 }
 
 /// The field that was probably meant.
 fn nearest<'f>(key: &str, fields: &[&'f str]) -> Option<&'f str> {
+    if key.len() > LONGEST_NAME {
+        return None;
+    }
     let lower = key.to_lowercase();
     let far = |field: &&&str| strsim::damerau_levenshtein(&lower, &field.to_lowercase());
     let near = fields.iter().min_by_key(far)?;
@@ -141,11 +173,10 @@ fn nearest<'f>(key: &str, fields: &[&'f str]) -> Option<&'f str> {
     (far(&near) <= bound).then_some(*near)
 }
 
-impl<'de, 'a: 'de> Deserializer<'de> for Reader<'a> {
+impl<'de, 'a: 'de> Deserializer<'de> for Reader<'_, 'a> {
     type Error = Wrong;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        let (at, path) = (self.node.at, self.path.clone());
         let value = match &self.node.value {
             Value::Null => visitor.visit_unit(),
             Value::Bool(value) => visitor.visit_bool(*value),
@@ -157,7 +188,11 @@ impl<'de, 'a: 'de> Deserializer<'de> for Reader<'a> {
                 visitor.visit_map(Fields { of: &self, entries: entries.iter(), value: None })
             }
         };
-        value.map_err(|wrong| wrong.at(at, &path))
+        value.map_err(|wrong| wrong.at(self.node.at, self.path))
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+        visitor.visit_unit()
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
@@ -189,12 +224,12 @@ impl<'de, 'a: 'de> Deserializer<'de> for Reader<'a> {
 
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
-        unit_struct seq tuple tuple_struct map enum identifier ignored_any
+        unit_struct seq tuple tuple_struct map enum identifier
     }
 }
 
 struct Items<'r, 'a> {
-    of: &'r Reader<'a>,
+    of: &'r Reader<'r, 'a>,
     items: std::iter::Enumerate<std::slice::Iter<'a, Node>>,
 }
 
@@ -203,12 +238,13 @@ impl<'de, 'a: 'de> SeqAccess<'de> for Items<'_, 'a> {
 
     fn next_element_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Wrong> {
         let Some((index, node)) = self.items.next() else { return Ok(None) };
-        seed.deserialize(self.of.inner(node, format!("{}[{index}]", self.of.path))).map(Some)
+        let path = Path { above: Some(self.of.path), step: Step::Index(index) };
+        seed.deserialize(Reader { node, path: &path, unknown: self.of.unknown }).map(Some)
     }
 }
 
 struct Fields<'r, 'a> {
-    of: &'r Reader<'a>,
+    of: &'r Reader<'r, 'a>,
     entries: std::slice::Iter<'a, Entry>,
     value: Option<&'a Entry>,
 }
@@ -225,9 +261,9 @@ impl<'de, 'a: 'de> MapAccess<'de> for Fields<'_, 'a> {
 
     fn next_value_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Wrong> {
         let entry = self.value.take().expect("serde asks for a value after its key");
-        let path = join(&self.of.path, &entry.key);
-        let (at, shown) = (entry.node.at, path.clone());
-        seed.deserialize(self.of.inner(&entry.node, path)).map_err(|wrong| wrong.at(at, &shown))
+        let path = Path { above: Some(self.of.path), step: Step::Key(&entry.key) };
+        let reader = Reader { node: &entry.node, path: &path, unknown: self.of.unknown };
+        seed.deserialize(reader).map_err(|wrong| wrong.at(entry.node.at, &path))
     }
 }
 

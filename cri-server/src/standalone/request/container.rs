@@ -20,6 +20,7 @@ pub(super) fn request(
     let Some(image) = container.image.clone().filter(|image| !image.trim().is_empty()) else {
         return refuse(format!("{field}.image"), "is missing; name an image");
     };
+    check_image(&image, &format!("{field}.image"))?;
     let environment = Environment::of(container, field, around)?;
     let (mut mounts, sub_paths) = mounts::of(container, field, &environment, around)?;
     let words = |name: &str, words: &Option<Vec<String>>| -> Result<Vec<String>, ManifestError> {
@@ -49,7 +50,7 @@ pub(super) fn request(
     let of_pod = around.spec.security_context.clone().unwrap_or_default();
     let needs = around.needs.get(&container.name).cloned().unwrap_or_default();
     let linux = cri::LinuxContainerConfig {
-        resources: Some(needs.container(quality, around.place.host.memory)),
+        resources: Some(needs.container(quality, &around.place.host)),
         security_context: Some(security::of_container(context, field, around.spec, &around.namespaces)?),
     };
     let envs = environment.iter();
@@ -77,6 +78,14 @@ pub(super) fn request(
             ..Default::default()
         },
     })
+}
+
+/// Refuses what is no reference of an image.
+pub(in crate::standalone) fn check_image(image: &str, field: &str) -> Result<(), ManifestError> {
+    match podhold_image::Reference::parse(image) {
+        Ok(_) => Ok(()),
+        Err(error) => refuse(field, format!("{image:?} names no image: {error}")),
+    }
 }
 
 /// Where the container leaves its last words.

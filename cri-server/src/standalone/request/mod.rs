@@ -31,7 +31,7 @@ use podhold_image::{Credentials, Reference};
 use podhold_proto::cri;
 
 pub(super) use self::{
-    container::pull,
+    container::{check_image, pull},
     environment::{no_key, object},
     facts::{PodFacts, SubPath},
     fields::{Place as FieldPlace, of_pod as field_of_pod, of_resource},

@@ -6,6 +6,7 @@ use k8s_openapi::{api::core::v1::ResourceRequirements, apimachinery::pkg::api::r
 use podhold_proto::cri;
 
 use crate::standalone::{
+    host::Host,
     manifest::{ManifestError, join, refuse},
     quantity::Amount,
 };
@@ -102,9 +103,15 @@ impl Needs {
         bound(self.cpu) && bound(self.memory)
     }
 
-    /// The limits of the container's cgroup; `memory` is that of the host, in bytes.
-    pub(super) fn container(&self, quality: Quality, memory: i64) -> cri::LinuxContainerResources {
-        cri::LinuxContainerResources { oom_score_adj: self.oom_score(quality, memory), ..self.limits() }
+    /// The limits of the container's cgroup.
+    pub(super) fn container(&self, quality: Quality, host: &Host) -> cri::LinuxContainerResources {
+        // Who takes too much of its memory ends with all its processes, as a kubelet has it.
+        let group = host.limits_groups.then(|| ("memory.oom.group".to_owned(), "1".to_owned()));
+        cri::LinuxContainerResources {
+            oom_score_adj: self.oom_score(quality, host.memory),
+            unified: group.into_iter().collect(),
+            ..self.limits()
+        }
     }
 
     fn limits(&self) -> cri::LinuxContainerResources {
@@ -258,7 +265,7 @@ mod tests {
     fn limits_become_quota_shares_and_bytes() {
         let limits =
             needs(&[("cpu", "500m"), ("memory", "64Mi"), ("hugepages-2Mi", "4Mi")], &[("cpu", "0.25")]);
-        let limits = limits.container(Quality::Burstable, 1 << 30);
+        let limits = limits.container(Quality::Burstable, &Host { memory: 1 << 30, ..Host::default() });
         assert_eq!((limits.cpu_quota, limits.cpu_period, limits.cpu_shares), (50_000, 100_000, 256));
         assert_eq!(limits.memory_limit_in_bytes, 64 << 20);
         assert_eq!(limits.hugepage_limits[0].page_size, "2MB");
@@ -284,6 +291,16 @@ mod tests {
         ] {
             assert_eq!(quality(all.iter().copied()), want, "{all:?}");
         }
+    }
+
+    #[test]
+    fn a_container_that_takes_too_much_ends_as_a_whole() {
+        let unified = |limits_groups| {
+            let host = Host { limits_groups, ..Host::default() };
+            Needs::default().container(Quality::BestEffort, &host).unified
+        };
+        assert_eq!(unified(true), [("memory.oom.group".to_owned(), "1".to_owned())].into());
+        assert!(unified(false).is_empty(), "cgroups of version 1 have no such file");
     }
 
     #[test]

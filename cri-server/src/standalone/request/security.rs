@@ -3,14 +3,18 @@
 //! Where a manifest names no seccomp profile the runtime's own is taken, and not none as a kubelet does unless
 //! it is told: nobody here has to ask for the safe choice.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use k8s_openapi::api::core::v1::{
-    AppArmorProfile, PodSecurityContext, PodSpec, SELinuxOptions, SeccompProfile, SecurityContext,
+    AppArmorProfile, Capabilities, PodSecurityContext, PodSpec, SELinuxOptions, SeccompProfile,
+    SecurityContext,
 };
 use podhold_proto::cri::{self, NamespaceMode, security_profile::ProfileType};
 
-use crate::standalone::manifest::{ManifestError, refuse};
+use crate::{
+    spec::process::Granted,
+    standalone::manifest::{ManifestError, refuse},
+};
 
 /// Where a kubelet looks for the profiles that pods name.
 const PROFILES: &str = "/var/lib/kubelet/seccomp";
@@ -114,6 +118,7 @@ pub(super) fn of_container(
     let paths =
         |list: &[&str]| if bare { Vec::new() } else { list.iter().map(|path| (*path).to_owned()).collect() };
     let capabilities = context.capabilities.clone().unwrap_or_default();
+    check_capabilities(&capabilities, &format!("{field}.capabilities"))?;
     let (profile, at) = match &context.seccomp_profile {
         Some(profile) => (Some(profile), field.as_str()),
         None => (pod.seccomp_profile.as_ref(), "spec.securityContext"),
@@ -143,6 +148,22 @@ pub(super) fn of_container(
         selinux_options: context.se_linux_options.as_ref().or(pod.se_linux_options.as_ref()).map(selinux),
         ..Default::default()
     })
+}
+
+/// Refuses names of capabilities that there are not.
+fn check_capabilities(asked: &Capabilities, field: &str) -> Result<(), ManifestError> {
+    for (list, names) in [("add", &asked.add), ("drop", &asked.drop)] {
+        for (index, name) in names.iter().flatten().enumerate() {
+            let one = cri::Capability { add_capabilities: vec![name.clone()], ..Default::default() };
+            let security =
+                cri::LinuxContainerSecurityContext { capabilities: Some(one), ..Default::default() };
+            if Granted::of(&security, &HashSet::new()).is_err() {
+                let reason = format!("{name:?} is not a capability, such as NET_ADMIN, or ALL");
+                return refuse(format!("{field}.{list}[{index}]"), reason);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether a container may not run as root.

@@ -4,12 +4,12 @@ use std::{
     fs, io,
     net::IpAddr,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use podhold_proto::cri;
 
-use super::{ContainerRequest, PodFacts, Requests};
+use super::{ContainerRequest, PodFacts, Requests, SubPath};
 use crate::{
     error::{Error, Result},
     standalone::volume,
@@ -24,6 +24,16 @@ impl Requests {
         write(&path, &self.hosts.text(&facts), 0o644)
             .map_err(Error::doing(format!("writing {}", path.display())))?;
         Ok(facts)
+    }
+
+    /// The parts of volumes that a container sees, each with its field in the manifest.
+    pub(in crate::standalone) fn parts(
+        &self,
+        request: &ContainerRequest,
+        facts: &PodFacts,
+    ) -> Vec<(String, PathBuf)> {
+        let part = |sub: &SubPath| (sub.field.clone(), sub.root.join(facts.fill(&sub.path)));
+        request.sub_paths.iter().map(part).collect()
     }
 
     /// The configuration to create a container with, each time it is created. `image_user` is the `USER` of its
@@ -41,10 +51,12 @@ impl Requests {
         for sub in &request.sub_paths {
             let at = self.place.dir.join("parts").join(&name).join(sub.mount.to_string());
             let path = facts.fill(&sub.path);
+            let mount = config.mounts.get(sub.mount);
             let part = volume::Sub {
                 root: &sub.root,
                 path: &path,
                 make: sub.make,
+                propagation: mount.map(cri::Mount::propagation).unwrap_or_default(),
                 at: at.clone(),
                 field: &sub.field,
             };

@@ -6,15 +6,16 @@ use super::{
     super::life::{Outcome, Report},
     Subject, kind, time,
 };
+use crate::error::Error;
 
-/// The document.
-pub(super) fn of(subject: &Subject, outcome: &Outcome, code: u8) -> Value {
+/// The document; `failure` is what failed that is no container.
+pub(super) fn of(subject: &Subject, outcome: &Outcome, code: u8, failure: Option<&Error>) -> Value {
     let Subject { name, namespace, uid, addresses } = subject;
     json!({
         "pod": {"name": name, "namespace": namespace, "uid": uid, "ips": addresses},
         "result": if code == 0 { "Succeeded" } else { "Failed" },
-        "reason": outcome.reason(),
-        "message": outcome.error.as_ref().map(ToString::to_string),
+        "reason": outcome.reason().or(failure.map(|_| "HostFailure")),
+        "message": failure.map(ToString::to_string),
         "exitCode": code,
         "startedAt": outcome.started.map(time),
         "finishedAt": time(outcome.finished),

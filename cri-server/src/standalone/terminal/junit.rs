@@ -7,17 +7,18 @@ use super::{
     super::life::{Outcome, Report, Role, end_of_log},
     Subject, kind, time,
 };
+use crate::error::Error;
 
 /// Most bytes and lines of a container's log in the report.
 const LOG: (usize, usize) = (64 << 10, 1000);
 
-/// The document.
-pub(super) fn of(subject: &Subject, outcome: &Outcome) -> String {
+/// The document; `failure` is what failed that is no container.
+pub(super) fn of(subject: &Subject, outcome: &Outcome, failure: Option<&Error>) -> String {
     let name = escaped(&subject.name);
     let cases: Vec<&Report> = outcome.containers.iter().collect();
     let failures = cases.iter().filter(|report| report.failure().is_some()).count();
     let skipped = cases.iter().filter(|report| report.last.is_none()).count();
-    let reason = outcome.reason();
+    let reason = outcome.reason().or(failure.map(|_| "HostFailure"));
     let errors = usize::from(reason.is_some());
     let tests = cases.len() + errors;
     let begun = outcome.started.unwrap_or(outcome.finished);
@@ -34,7 +35,7 @@ pub(super) fn of(subject: &Subject, outcome: &Outcome) -> String {
         case(&mut text, &format!("{}.{}", subject.namespace, subject.name), report);
     }
     if let Some(reason) = reason {
-        let words = outcome.error.as_ref().map(ToString::to_string).unwrap_or_default();
+        let words = outcome.error.as_ref().or(failure).map(ToString::to_string).unwrap_or_default();
         let _ = writeln!(
             text,
             "<testcase classname=\"{name}\" name=\"pod\"><error type=\"{reason}\" message=\"{}\"/></testcase>",

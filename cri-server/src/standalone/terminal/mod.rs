@@ -1,43 +1,53 @@
 //! What is shown of a pod: its containers' lines, what happens to it, and how it ended.
 //!
-//! Invariant: one [`Screen`] writes at a time, so that the line of the live view is never torn apart. A line that
-//! cannot be written, to a full disk for one, is lost; a container's output that cannot is an error.
+//! Invariant: one thread writes to a terminal, so that the line of the live view is never torn apart; whoever has
+//! something to say waits for no reader ([`writer`]). A line of ours that cannot be written, to a full disk for one, is
+//! lost; that a container's cannot is told by [`Screen::lost`].
 
 mod follow;
 mod json;
 mod junit;
 mod live;
 mod plain;
+mod writer;
 
 use std::{
-    io::{self, IsTerminal, Write},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    io::{self, IsTerminal},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
 };
 
+use tokio::sync::watch;
+
 pub(crate) use self::{follow::follow, plain::Label};
-use self::{live::Live, plain::Colour};
+use self::{
+    live::Live,
+    plain::Colour,
+    writer::{Page, Writer},
+};
 use super::life::{Outcome, Role};
-use crate::output::printable;
+use crate::error::Error;
 
 /// Where everything of one run is shown.
 #[derive(Debug)]
 pub(crate) struct Screen {
-    inner: Mutex<Inner>,
+    /// Writes words; and lines, where they go to the same terminal.
+    words: Writer,
+    lines: Writer,
+    /// How the pod is, as last shown.
+    shown: Mutex<String>,
     colour: Colour,
-    /// Containers' lines go to standard error: standard output is for a program to read.
-    aside: bool,
+    /// How many logs are being shown.
+    followed: watch::Sender<usize>,
 }
 
-#[derive(Debug)]
-struct Inner {
-    /// The live view, where standard error is a terminal.
-    live: Option<Live>,
-    /// Standard output is a terminal too, most likely the same one.
-    shared: bool,
-    /// The pod in words, as last shown.
-    words: String,
-    /// The pod's name.
-    name: String,
+/// A log that is shown, until this is dropped.
+struct Followed(Arc<Screen>);
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.0.followed.send_modify(|count| *count -= 1);
+    }
 }
 
 /// Which pod was run, for reports.
@@ -61,8 +71,10 @@ impl Screen {
 
     fn with(name: &str, live: Option<Live>, aside: bool, colour: Colour) -> Arc<Self> {
         let shared = live.is_some() && (aside || io::stdout().is_terminal());
-        let inner = Inner { live, shared, words: String::new(), name: name.to_owned() };
-        Arc::new(Self { inner: Mutex::new(inner), colour, aside })
+        let words = Writer::start(Page { live, shared, aside, name: name.to_owned(), ..Page::default() });
+        // A reader of standard output that is slow holds up nothing that is said elsewhere.
+        let lines = if shared || aside { words.clone() } else { Writer::start(Page::default()) };
+        Arc::new(Self { words, lines, shown: Mutex::default(), colour, followed: watch::Sender::new(0) })
     }
 
     /// For containers' lines alone.
@@ -77,10 +89,6 @@ impl Screen {
         Self::with("p", None, false, Colour::of(false, ""))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// What stands before each line of a container.
     fn label(&self, label: &Label) -> String {
         label.text(self.colour)
@@ -88,87 +96,68 @@ impl Screen {
 
     /// Tells something, in a line of its own.
     pub(super) fn say(&self, text: &str) {
-        let mut inner = self.lock();
-        let line = format!("podhold: {}\n", printable(text));
-        let _unsaid = inner.around(true, |inner| inner.stderr(line.as_bytes()));
+        self.words.say(text);
     }
 
     /// Shows how the pod is now.
     pub(super) fn show(&self, words: &str) {
-        let mut inner = self.lock();
-        if inner.words == words {
-            return;
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if *shown != words {
+            words.clone_into(&mut shown);
+            self.words.show(words);
         }
-        words.clone_into(&mut inner.words);
-        let _unsaid = match inner.live.is_some() {
-            true => inner.around(true, |_| Ok(())),
-            false => {
-                let line = format!("podhold: {}: {}\n", printable(&inner.name), printable(words));
-                inner.stderr(line.as_bytes())
+    }
+
+    /// Prints lines of a container; `false` when they are not printed any more.
+    async fn output(&self, text: Vec<u8>) -> bool {
+        text.is_empty() || self.lines.lines(text).await
+    }
+
+    /// Shows a container's log as [`follow`] does, and says so when it cannot be read.
+    pub(super) fn show_log(
+        self: &Arc<Self>,
+        path: PathBuf,
+        label: Label,
+        ended: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        self.followed.send_modify(|count| *count += 1);
+        let followed = Followed(Arc::clone(self));
+        async move {
+            let shown = path.display().to_string();
+            if let Err(error) = follow(path, label, Arc::clone(&followed.0), ended).await {
+                followed.0.say(&format!("{shown}: cannot be shown any more: {error}"));
             }
-        };
-    }
-
-    /// Prints lines of a container.
-    fn output(&self, text: &[u8]) -> io::Result<()> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        let aside = self.aside;
-        let mut inner = self.lock();
-        let over = inner.shared;
-        inner.around(over, |inner| {
-            if let Some(live) = &mut inner.live {
-                live.within_line = over && !text.ends_with(b"\n");
-            }
-            if aside {
-                return inner.stderr(text);
-            }
-            let mut out = io::stdout().lock();
-            out.write_all(text)?;
-            out.flush()
-        })
-    }
-
-    /// Takes the live view away for good.
-    pub(super) fn close(&self) {
-        let mut inner = self.lock();
-        if let Some(live) = inner.live.take() {
-            let _unsaid = inner.stderr(live.erase().as_bytes());
         }
     }
-}
 
-impl Inner {
-    fn stderr(&mut self, text: &[u8]) -> io::Result<()> {
-        io::stderr().lock().write_all(text)
+    /// Why standard output takes no more, if so.
+    pub(crate) fn failure(&self) -> Option<Arc<io::Error>> {
+        self.lines.failure()
     }
 
-    /// Writes something above the live view, or beside it where that is on another terminal.
-    fn around(&mut self, over: bool, write: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()> {
-        if !over {
-            return write(self);
-        }
-        let erase = self.live.as_ref().map(Live::erase).unwrap_or_default();
-        self.stderr(erase.as_bytes())?;
-        write(self)?;
-        let words = format!("podhold: {}: {}", printable(&self.name), printable(&self.words));
-        let line = match &mut self.live {
-            Some(live) if !self.words.is_empty() => live.line(&words),
-            _ => String::new(),
-        };
-        self.stderr(line.as_bytes())
+    /// Waits until standard output takes no more; answers why.
+    pub(crate) async fn lost(&self) -> Arc<io::Error> {
+        self.lines.lost().await
+    }
+
+    /// Waits until all output is written, and takes the live view away for good.
+    pub(crate) async fn close(&self) {
+        let mut followed = self.followed.subscribe();
+        // It is held here, so it does not end.
+        drop(followed.wait_for(|count| *count == 0).await);
+        self.lines.close().await;
+        self.words.close().await;
     }
 }
 
 /// How a pod ended, as one JSON document.
-pub(super) fn json(subject: &Subject, outcome: &Outcome, code: u8) -> String {
-    format!("{:#}\n", json::of(subject, outcome, code))
+pub(super) fn json(subject: &Subject, outcome: &Outcome, code: u8, failure: Option<&Error>) -> String {
+    format!("{:#}\n", json::of(subject, outcome, code, failure))
 }
 
 /// How a pod ended, as JUnit has it: a test case for each container.
-pub(super) fn junit(subject: &Subject, outcome: &Outcome) -> String {
-    junit::of(subject, outcome)
+pub(super) fn junit(subject: &Subject, outcome: &Outcome, failure: Option<&Error>) -> String {
+    junit::of(subject, outcome, failure)
 }
 
 /// The word for a role.

@@ -40,15 +40,9 @@ pub(super) fn of_config_map(
     field: &str,
     around: &Around<'_>,
 ) -> Result<Files, ManifestError> {
-    let wanted = Wanted {
-        kind: Kind::ConfigMap,
-        name: &source.name,
-        name_field: "name",
-        items: source.items.as_deref(),
-        optional: source.optional,
-        mode: mode(source.default_mode, MODE, &format!("{field}.defaultMode"))?,
-    };
-    of_data(&wanted, field, around)
+    let mode = mode(source.default_mode, MODE, &format!("{field}.defaultMode"))?;
+    let wanted = Wanted::of(Kind::ConfigMap, &source.name, &source.items, source.optional);
+    of_data(&Wanted { mode, ..wanted }, field, around)
 }
 
 pub(super) fn of_secret(
@@ -56,15 +50,10 @@ pub(super) fn of_secret(
     field: &str,
     around: &Around<'_>,
 ) -> Result<Files, ManifestError> {
-    let wanted = Wanted {
-        kind: Kind::Secret,
-        name: source.secret_name.as_deref().unwrap_or_default(),
-        name_field: "secretName",
-        items: source.items.as_deref(),
-        optional: source.optional,
-        mode: mode(source.default_mode, MODE, &format!("{field}.defaultMode"))?,
-    };
-    of_data(&wanted, field, around)
+    let mode = mode(source.default_mode, MODE, &format!("{field}.defaultMode"))?;
+    let name = source.secret_name.as_deref().unwrap_or_default();
+    let wanted = Wanted::of(Kind::Secret, name, &source.items, source.optional);
+    of_data(&Wanted { mode, name_field: "secretName", ..wanted }, field, around)
 }
 
 pub(super) fn of_downward_api(
@@ -87,16 +76,12 @@ pub(super) fn of_projected(
         let at = format!("{field}.sources[{index}]");
         let more = match (&part.config_map, &part.secret, &part.downward_api) {
             (Some(map), None, None) => {
-                let (kind, name) = (Kind::ConfigMap, map.name.as_str());
-                let (items, optional) = (map.items.as_deref(), map.optional);
-                let wanted = Wanted { kind, name, name_field: "name", items, optional, mode };
-                of_data(&wanted, &format!("{at}.configMap"), around)?
+                let wanted = Wanted::of(Kind::ConfigMap, &map.name, &map.items, map.optional);
+                of_data(&Wanted { mode, ..wanted }, &format!("{at}.configMap"), around)?
             }
             (None, Some(secret), None) => {
-                let (kind, name) = (Kind::Secret, secret.name.as_str());
-                let (items, optional) = (secret.items.as_deref(), secret.optional);
-                let wanted = Wanted { kind, name, name_field: "name", items, optional, mode };
-                of_data(&wanted, &format!("{at}.secret"), around)?
+                let wanted = Wanted::of(Kind::Secret, &secret.name, &secret.items, secret.optional);
+                of_data(&Wanted { mode, ..wanted }, &format!("{at}.secret"), around)?
             }
             (None, None, Some(downward)) => {
                 let items = downward.items.as_deref().unwrap_or_default();
@@ -120,6 +105,12 @@ struct Wanted<'a> {
     items: Option<&'a [KeyToPath]>,
     optional: Option<bool>,
     mode: u32,
+}
+
+impl<'a> Wanted<'a> {
+    fn of(kind: Kind, name: &'a str, items: &'a Option<Vec<KeyToPath>>, optional: Option<bool>) -> Self {
+        Self { kind, name, name_field: "name", items: items.as_deref(), optional, mode: MODE.unsigned_abs() }
+    }
 }
 
 fn of_data(wanted: &Wanted<'_>, field: &str, around: &Around<'_>) -> Result<Files, ManifestError> {

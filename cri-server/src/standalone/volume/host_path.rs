@@ -70,6 +70,10 @@ pub(super) fn plan(
 
 /// Makes what is missing and is to be made; refuses what is something else.
 pub(super) fn make(path: &Path, kind: HostKind, field: &str) -> Result<()> {
+    // The runtime looks at it, and makes a directory where there is nothing, as the CRI says.
+    if kind == HostKind::Any {
+        return Ok(());
+    }
     let what = match fs::metadata(path) {
         Ok(there) => there.file_type(),
         Err(error) if error.kind() == ErrorKind::NotFound => return make_missing(path, kind, field),
@@ -95,8 +99,6 @@ pub(super) fn make(path: &Path, kind: HostKind, field: &str) -> Result<()> {
 fn make_missing(path: &Path, kind: HostKind, field: &str) -> Result<()> {
     let doing = || Error::doing(format!("{field}.hostPath.path: making {}", path.display()));
     match kind {
-        // The runtime makes what is missing, as the CRI says.
-        HostKind::Any => Ok(()),
         HostKind::DirectoryOrCreate => {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(doing())
         }

@@ -6,12 +6,12 @@ use std::{
     fs,
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, lchown, symlink},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::MountFlags;
 
-use super::{Source, Volumes, files::File, host_path};
+use super::{Source, Volumes, files::File, host_path, mounted};
 use crate::error::{Error, Result};
 
 /// The directory with the contents, and the link that leads to it: one rename changes all files at once.
@@ -50,32 +50,12 @@ impl Volumes {
 pub(in crate::standalone) fn remove(directory: &Path) -> Result<()> {
     let failed = || Error::doing(format!("removing {}", directory.display()));
     let Ok(directory) = fs::canonicalize(directory) else { return Ok(()) };
-    let mounts = mounts_beneath(&directory).map_err(failed())?;
-    // The last mounted first: it may be on top of another.
-    for mount in mounts.iter().rev() {
-        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-        rustix::mount::unmount(mount, flags)
-            .map_err(Error::doing(format!("unmounting {}", mount.display())))?;
-    }
+    mounted::detach(&directory)
+        .map_err(Error::doing(format!("unmounting what is beneath {}", directory.display())))?;
     match fs::remove_dir_all(&directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed()(error)),
         _ => Ok(()),
     }
-}
-
-fn mounts_beneath(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescaped);
-    Ok(points.filter(|point| point != directory && point.starts_with(directory)).collect())
-}
-
-/// A path of the mount table: blanks and the like are octal there.
-fn unescaped(text: &str) -> PathBuf {
-    let mut path = text.to_owned();
-    for (escaped, plain) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
-        path = path.replace(escaped, plain);
-    }
-    path.into()
 }
 
 /// A directory with exactly this mode; its parents are root's.
@@ -179,10 +159,5 @@ mod tests {
         remove(&inside).unwrap();
         assert!(outside.join("kept").exists() && !inside.exists());
         remove(&inside).unwrap();
-    }
-
-    #[test]
-    fn blanks_in_the_mount_table_are_read() {
-        assert_eq!(unescaped("/a\\040b\\134c"), Path::new("/a b\\c"));
     }
 }

@@ -1,12 +1,14 @@
 //! The volumes of a pod: what each is, where it is on the host, and its making and removal.
 //!
 //! Invariant: everything that is made lies beneath the pod's two directories, so that one removal serves a pod
-//! that ended and one whose run was killed; what is mounted there is unmounted before anything is deleted.
+//! that ended and one whose run was killed; what is mounted there is unmounted before anything is deleted, and
+//! nothing elsewhere with it.
 //! Contents that may be secret are only in the directory that a reboot forgets.
 
 mod files;
 mod host_path;
 mod make;
+mod mounted;
 mod sub_path;
 
 use std::{
@@ -93,6 +95,16 @@ impl Volumes {
         self.list.iter().find(|volume| volume.name == name)
     }
 
+    /// What of the host's is looked at when they are made, each with its field in the manifest.
+    pub(super) fn host_paths(&self) -> impl Iterator<Item = (String, &Path)> {
+        self.list.iter().filter_map(|volume| match &volume.source {
+            Source::Host { path, kind } if *kind != HostKind::Any => {
+                Some((format!("{}.hostPath.path", volume.field), path.as_path()))
+            }
+            _ => None,
+        })
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Volume> {
         self.list.iter()
     }
@@ -122,6 +134,7 @@ fn source(asked: &Asked, field: &str, around: &Around<'_>) -> Result<Source, Man
         let Some(reference) = image.reference.clone().filter(|name| !name.trim().is_empty()) else {
             return refuse(format!("{at}.reference"), "is missing; name an image");
         };
+        request::check_image(&reference, &format!("{at}.reference"))?;
         let pull = request::pull(image.pull_policy.as_deref(), &reference, &format!("{at}.pullPolicy"))?;
         return Ok(Source::Image { reference, pull });
     }

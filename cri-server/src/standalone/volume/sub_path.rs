@@ -7,13 +7,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use podhold_proto::cri::MountPropagation;
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
-    mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags},
+    mount::{MoveMountFlags, OpenTreeFlags},
 };
 
-use crate::error::{Error, Result};
+use super::mounted;
+use crate::{
+    error::{Error, Result},
+    sys,
+};
 
 /// The part to show, and where it is put for the container's mount.
 #[derive(Debug)]
@@ -24,6 +29,8 @@ pub(in crate::standalone) struct Sub<'a> {
     pub(in crate::standalone) path: &'a str,
     /// Whether a directory is made where there is nothing.
     pub(in crate::standalone) make: bool,
+    /// What of mounts on it goes from the host to the container, and back.
+    pub(in crate::standalone) propagation: MountPropagation,
     /// Where it is put.
     pub(in crate::standalone) at: PathBuf,
     /// The field of the manifest.
@@ -40,7 +47,7 @@ pub(in crate::standalone) fn settle(sub: &Sub<'_>) -> Result<()> {
         other => refused(format!("cannot be looked up ({other})")),
     })?;
     let doing = || Error::doing(format!("{}: mounting {:?}", sub.field, sub.path));
-    place(&part, &sub.at).map_err(doing())
+    place(&part, &sub.at, sub.propagation).map_err(doing())
 }
 
 fn look_up(sub: &Sub<'_>) -> rustix::io::Result<OwnedFd> {
@@ -82,11 +89,8 @@ fn beneath(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
-fn place(part: &OwnedFd, at: &Path) -> io::Result<()> {
-    match rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
-    }
+fn place(part: &OwnedFd, at: &Path, propagation: MountPropagation) -> io::Result<()> {
+    mounted::detach(at)?;
     if let Some(parent) = at.parent() {
         fs::create_dir_all(parent)?;
     }
@@ -101,13 +105,27 @@ fn place(part: &OwnedFd, at: &Path) -> io::Result<()> {
     } else {
         fs::OpenOptions::new().append(true).create(true).open(at)?;
     }
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::AT_RECURSIVE;
-    let tree = rustix::mount::open_tree(part.as_fd(), "", flags)?;
+    let tree = part_of_host(part, propagation)?;
     rustix::mount::move_mount(tree.as_fd(), "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())
+}
+
+/// A copy of what is mounted there, which is nowhere yet.
+fn part_of_host(part: &OwnedFd, propagation: MountPropagation) -> io::Result<OwnedFd> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    // A copy of a shared mount is its peer: what is unmounted beneath the one is so beneath the other. Only a
+    // container that asks for it gets one, and that without what is mounted on it, as a kubelet does it.
+    let kind = match propagation {
+        MountPropagation::PropagationBidirectional => {
+            return Ok(rustix::mount::open_tree(part.as_fd(), "", flags)?);
+        }
+        MountPropagation::PropagationHostToContainer => libc::MS_SLAVE,
+        MountPropagation::PropagationPrivate => libc::MS_PRIVATE,
+    };
+    let tree = rustix::mount::open_tree(part.as_fd(), "", flags | OpenTreeFlags::AT_RECURSIVE)?;
+    sys::set_propagation(tree.as_fd(), kind)?;
+    Ok(tree)
 }
 
 #[cfg(test)]
@@ -127,7 +145,14 @@ mod tests {
             symlink(to, root.join(name)).unwrap();
         }
         let look = |path: &str, make| {
-            let sub = Sub { root: &root, path, make, at: PathBuf::new(), field: "f" };
+            let sub = Sub {
+                root: &root,
+                path,
+                make,
+                propagation: MountPropagation::PropagationPrivate,
+                at: PathBuf::new(),
+                field: "f",
+            };
             look_up(&sub).map(drop)
         };
         for good in ["data/deep", "in/deep", "file", "in/new/deeper"] {
@@ -156,7 +181,14 @@ mod tests {
     fn what_is_made_has_the_mode_of_the_volume() {
         let place = tempfile::tempdir().unwrap();
         fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let sub = Sub { root: place.path(), path: "a/b", make: true, at: PathBuf::new(), field: "f" };
+        let sub = Sub {
+            root: place.path(),
+            path: "a/b",
+            make: true,
+            propagation: MountPropagation::PropagationPrivate,
+            at: PathBuf::new(),
+            field: "f",
+        };
         look_up(&sub).unwrap();
         let mode = fs::metadata(place.path().join("a/b")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o777);

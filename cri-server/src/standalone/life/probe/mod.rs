@@ -7,7 +7,7 @@ mod grpc;
 mod http;
 mod tcp;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use podhold_sandbox::ContainerId;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
@@ -24,6 +24,8 @@ pub(super) struct Target {
     pub(super) container: ContainerId,
     /// Its pod's address, seen from this host.
     pub(super) address: IpAddr,
+    /// When the container was started.
+    pub(super) since: Instant,
 }
 
 /// Why a probe was not answered well, in words.
@@ -57,7 +59,7 @@ impl Target {
     /// Asks again and again; `judge` is told of each verdict and says whether to go on.
     pub(super) async fn watch(&self, probe: &Probe, mut judge: impl FnMut(Verdict) -> bool) {
         let mut tally = Tally::new(probe.successes, probe.failures);
-        let mut ticks = interval_at(Instant::now() + probe.delay, probe.period);
+        let mut ticks = interval_at(first(self.since, Instant::now(), probe.delay), probe.period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -68,6 +70,12 @@ impl Target {
             }
         }
     }
+}
+
+/// When a probe is asked first: the delay counts from the start of the container, however long its hook and its
+/// startup probe have taken.
+fn first(since: Instant, now: Instant, delay: Duration) -> Instant {
+    (since + delay).max(now)
 }
 
 /// What the answers to a probe amount to.
@@ -106,6 +114,15 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_delay_of_a_probe_counts_from_the_start_of_the_container() {
+        let since = Instant::now();
+        let at = |seconds| since + Duration::from_secs(seconds);
+        for (now, want) in [(0, 10), (4, 10), (25, 25)] {
+            assert_eq!(first(since, at(now), Duration::from_secs(10)), at(want), "{now}");
+        }
+    }
 
     #[test]
     fn a_verdict_takes_as_many_answers_in_a_row_as_its_threshold() {
