@@ -8,7 +8,7 @@ mod message;
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -61,7 +61,23 @@ impl Refused {
 
 /// A conversation in the network namespace of the thread that began it.
 #[derive(Debug)]
-pub(crate) struct Socket(OwnedFd);
+pub(crate) struct Socket {
+    family: Family,
+    /// Until it is closed.
+    fd: Option<OwnedFd>,
+}
+
+impl Drop for Socket {
+    /// The kernel closes one of the packet filter only when it has freed all that was lately removed from the filter,
+    /// which takes it 10 ms and more: nobody waits for that.
+    fn drop(&mut self) {
+        let fd = self.fd.take();
+        if self.family == Family::Netfilter {
+            // Without a thread it is closed here.
+            let _closed = std::thread::Builder::new().name("netlink".to_owned()).spawn(move || drop(fd));
+        }
+    }
+}
 
 impl Socket {
     pub(crate) fn open(family: Family) -> io::Result<Self> {
@@ -73,7 +89,11 @@ impl Socket {
         // As root of the initial user namespace; elsewhere what is common has to do.
         let _smaller = setsockopt(&socket, sockopt::SndBufForce, &ROOM);
         let _smaller = setsockopt(&socket, sockopt::RcvBufForce, &ROOM);
-        Ok(Self(socket))
+        Ok(Self { family, fd: Some(socket) })
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_ref().expect("it is open until it is dropped").as_fd()
     }
 
     /// Sends all messages at once; the kernel takes one after another. Those that do not ask for an
@@ -169,7 +189,7 @@ impl Socket {
         for (message, sequence) in messages.iter().zip(1..) {
             message.encode(sequence, &mut bytes);
         }
-        sendto(&self.0, &bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+        sendto(self.fd(), &bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
         Ok(())
     }
 
@@ -177,7 +197,7 @@ impl Socket {
     fn take(&self, flags: RecvFlags) -> io::Result<Option<Vec<u8>>> {
         let mut buffer = vec![0; LONGEST];
         loop {
-            match recv(self.0.as_fd(), &mut buffer[..], flags) {
+            match recv(self.fd(), &mut buffer[..], flags) {
                 Ok((received, _)) => {
                     buffer.truncate(received);
                     return Ok(Some(buffer));
