@@ -16,8 +16,8 @@ use crate::config::Config;
 
 /// Without these no pod has limits.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// Kernel with all that is used without asking: `openat2`, `clone3`, pidfds, `close_range` that closes at exec.
-const OLDEST: (u32, u32) = (5, 11);
+/// Kernel with all that is used without asking: `openat2`, `clone3`, pidfds, `close_range` that closes at exec, mount_setattr.
+const OLDEST: (u32, u32) = (5, 12);
 /// Kernel whose overlayfs takes layers that are detached, idmapped mounts.
 const IDMAPPED: (u32, u32) = (6, 8);
 
@@ -56,7 +56,7 @@ fn release() -> Option<(String, (u32, u32))> {
 fn kernel() -> Finding {
     match release() {
         Some((text, version)) if version >= OLDEST => Finding::works("kernel", format!("Linux {text}")),
-        Some((text, _)) => Finding::broken("kernel", format!("Linux {text}"), "boot Linux 5.11 or newer"),
+        Some((text, _)) => Finding::broken("kernel", format!("Linux {text}"), "boot Linux 5.12 or newer"),
         None => Finding::broken("kernel", "its version cannot be read", "mount /proc"),
     }
 }
