@@ -42,7 +42,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         let answer = serde_json::json!({ "fit": fit, "findings": findings });
         format!("{}\n", serde_json::to_string_pretty(&answer)?)
     } else {
-        findings.iter().map(line).collect()
+        let end = if fit { "pods can run here\n" } else { "pods cannot run here: mend what is BROKEN\n" };
+        findings.iter().map(line).chain([end.to_owned()]).collect()
     };
     output::this(format_args!("{text}"))?;
     Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -368,7 +368,13 @@ impl Errand<'_> {
             let there = self.runtime.images().find(image).is_some();
             match pull {
                 Pull::IfNotPresent | Pull::Never if there => {}
-                Pull::Never => return Err(Error::not_found("image (imagePullPolicy: Never)", image)),
+                Pull::Never => {
+                    let state = self.runtime.config().state_dir.display();
+                    return Err(Error::Precondition(format!(
+                        "image {image:?} is not here, and imagePullPolicy Never (or --pull never) leaves it at that: pull \
+                         or import it by podhold image with --state-dir {state}, or allow the pull"
+                    )));
+                }
                 Pull::Always | Pull::IfNotPresent if wanted.contains(&image) => {}
                 Pull::Always | Pull::IfNotPresent => wanted.push(image),
             }

@@ -60,8 +60,12 @@ pub(super) async fn run(mut client: Client, arguments: &Arguments) -> Result<(),
         }
     };
     for image in &answer.images {
-        let names = if image.tags.is_empty() { image.id.clone() } else { image.tags.join(" ") };
-        output::line(format_args!("imported {names} ({})", image.id))?;
+        if image.tags.is_empty() {
+            let mend = "it has no name: give it one by podhold image tag";
+            output::line(format_args!("imported {} ({}); {mend}", image.id, image.id))?;
+        } else {
+            output::line(format_args!("imported {} ({})", image.tags.join(" "), image.id))?;
+        }
     }
     for left_out in &answer.skipped {
         output::line(format_args!("skipped {left_out}"))?;

@@ -1,4 +1,5 @@
-//! `podhold image rm`. As with the CRI and crictl, an image goes with all its names.
+//! `podhold image rm`. As with the CRI and crictl, an image goes with all its names. One that is not here keeps none of
+//! the others.
 
 use podhold_proto::images::RemoveRequest;
 
@@ -13,12 +14,15 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(mut client: Client, arguments: &Arguments) -> Result<(), Failure> {
+    let mut unknown = Vec::new();
     for name in &arguments.references {
-        let removed = client.remove(RemoveRequest { name: name.clone() }).await;
-        removed.map_err(|status| match status.code() {
-            tonic::Code::NotFound => Failure(format!("image {name:?} is not known")),
-            _ => said(&status),
-        })?;
+        match client.remove(RemoveRequest { name: name.clone() }).await {
+            Err(status) if status.code() == tonic::Code::NotFound => unknown.push(format!("{name:?}")),
+            removed => drop(removed.map_err(|status| said(&status))?),
+        }
     }
-    Ok(())
+    match unknown.is_empty() {
+        true => Ok(()),
+        false => Err(Failure(format!("not here: {}; podhold image ls tells what is", unknown.join(", ")))),
+    }
 }

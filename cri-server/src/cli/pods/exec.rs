@@ -190,9 +190,28 @@ fn ended(status: &Value) -> Result<ExitCode, Failure> {
     let causes = status["details"]["causes"].as_array().cloned().unwrap_or_default();
     let code = causes.iter().find(|cause| cause["reason"] == "ExitCode");
     let code = code.and_then(|cause| cause["message"].as_str()?.parse::<u8>().ok());
-    match code {
-        Some(code) => Ok(ExitCode::from(code)),
-        None => Err(Failure(status["message"].as_str().unwrap_or("the command could not be run").to_owned())),
+    if let Some(code) = code {
+        return Ok(ExitCode::from(code));
+    }
+    let message = status["message"].as_str().unwrap_or("the command could not be run");
+    let reason = message.split_once("in container: ").map_or(message, |(_, reason)| reason);
+    match never_begun(reason) {
+        Some(code) => {
+            output::note(format_args!("{reason}"));
+            Ok(ExitCode::from(code))
+        }
+        None => Err(Failure(reason.to_owned())),
+    }
+}
+
+/// The exit code that shells give for a command that is not there, or not to be executed.
+fn never_begun(reason: &str) -> Option<u8> {
+    let of_program = |end: &str| reason.starts_with("exec: ") && reason.ends_with(end);
+    match () {
+        () if of_program("executable file not found in $PATH") => Some(127),
+        () if of_program("no such file or directory") => Some(127),
+        () if of_program("permission denied") => Some(126),
+        () => None,
     }
 }
 
@@ -208,5 +227,18 @@ mod tests {
         assert!(ended(&json!({"status": "Success"})).is_ok());
         let failed = ended(&json!({"status": "Failure", "message": "no such file"})).unwrap_err();
         assert_eq!(failed.0, "no such file");
+        let prefix = "Internal error occurred: error executing command in container: exec: \"x\": ";
+        for (end, code) in [
+            ("executable file not found in $PATH", 127),
+            ("stat x: no such file or directory", 127),
+            ("permission denied", 126),
+        ] {
+            let status = json!({"status": "Failure", "message": format!("{prefix}{end}")});
+            assert_eq!(
+                format!("{:?}", ended(&status).unwrap()),
+                format!("{:?}", ExitCode::from(code)),
+                "{end}"
+            );
+        }
     }
 }
