@@ -25,6 +25,15 @@ pub(crate) fn go_first(nice: i32, turn_ns: u64) -> std::io::Result<()> {
     }
 }
 
+/// Has the allocator give memory back that was freed that many milliseconds ago, where it may keep it for a second. To
+/// be called before there are other threads.
+pub(crate) fn give_memory_back_after(milliseconds: std::ffi::c_long) {
+    // `mi_option_purge_delay` of mimalloc.h, which the crate leaves without a name.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: it stores a number under an option that there is, while nobody else reads it.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, milliseconds) };
+}
+
 /// Sets how a detached mount and all beneath it propagate: `MS_PRIVATE` or `MS_SLAVE` (mount_setattr(2), Linux
 /// 5.12).
 pub(crate) fn set_propagation(tree: BorrowedFd<'_>, kind: libc::c_ulong) -> std::io::Result<()> {

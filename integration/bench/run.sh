@@ -77,7 +77,8 @@ if [ "$parts" = "$all" ] && [ "$runtimes" = containerd,podhold ]; then
 	mv "$root/BENCHMARKS.md.new" "$root/BENCHMARKS.md"
 	echo "bench: wrote BENCHMARKS.md; samples are in $results"
 else
-	ls "$results"/*.json >/dev/null 2>&1 && python3 "$here/report.py" "$results"
+	[ -z "$(find "$results" \( -name '*.json' -o -name 'floor-*' \) ! -name 'faults-*')" ] ||
+		python3 "$here/report.py" "$results"
 	python3 "$here/faults_report.py" "$results"
 	echo "bench: samples are in $results"
 fi
