@@ -101,7 +101,7 @@ pub enum ImageError {
         layer: Digest,
         /// Each host that was asked, and what was wrong with what it gave.
         reasons: String,
-        /// The class of what the last of them gave.
+        /// The class of it all.
         kind: ErrorKind,
     },
     /// A file operation of the store failed.
@@ -236,5 +236,24 @@ fn kind_of_io(error: &io::Error) -> ErrorKind {
         | io::ErrorKind::OutOfMemory => ErrorKind::ResourceExhausted,
         io::ErrorKind::ReadOnlyFilesystem => ErrorKind::FailedPrecondition,
         _ => ErrorKind::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ErrorKind::{self, DataLoss, NotFound, PermissionDenied, Unauthenticated, Unavailable};
+
+    #[test]
+    fn of_several_answers_what_may_pass_and_what_can_be_mended_counts_before_what_is_missing() {
+        for (kinds, of_all) in [
+            (&[NotFound, NotFound][..], NotFound),
+            (&[DataLoss, NotFound], DataLoss),
+            (&[Unavailable, NotFound], Unavailable),
+            (&[NotFound, DataLoss, Unavailable], Unavailable),
+            (&[PermissionDenied, Unauthenticated, DataLoss], Unauthenticated),
+            (&[], ErrorKind::Internal),
+        ] {
+            assert_eq!(ErrorKind::of_all(kinds), of_all, "{kinds:?}");
+        }
     }
 }

@@ -300,6 +300,11 @@ async fn a_layer_that_lies_about_its_diff_id_does_not_count() {
     assert_eq!(error.kind(), ErrorKind::DataLoss);
     assert!(error.to_string().contains("diff_ids"), "{error}");
     assert_eq!(site.count("layers"), 0);
+    assert_eq!(
+        registry.count(&format!("/blobs/{}", image.layers[0])),
+        1,
+        "nobody has other bytes of this digest"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

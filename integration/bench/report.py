@@ -194,7 +194,10 @@ def main():
     floor = floors(directory, runs)
     if not runs:
         few = standalone(directory) + ["%s: %s" % pair for pair in floor.items()]
-        sys.exit("\n".join(few) or "report.py: nothing was measured")
+        if not few:
+            sys.exit("report.py: nothing was measured")
+        print("\n".join(few))
+        return
     got = {name: samples(run) for name, run in runs.items()}
     with_builtin(directory, got)
     out = ["# Speed and memory", "",

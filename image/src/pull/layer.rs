@@ -303,3 +303,20 @@ fn unpack_layer(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_of_this_machine_says_nothing_of_the_blob() {
+        let met = |errno: Errno| UnpackError::Io { operation: "write it".to_owned(), source: errno.into() };
+        for errno in [Errno::IO, Errno::NOSPC, Errno::MFILE, Errno::NOMEM, Errno::ROFS] {
+            assert!(says_nothing_of_the_blob(&met(errno)), "{errno}");
+        }
+        for errno in [Errno::INVAL, Errno::MLINK, Errno::FBIG, Errno::NAMETOOLONG] {
+            assert!(!says_nothing_of_the_blob(&met(errno)), "{errno}");
+        }
+        assert!(!says_nothing_of_the_blob(&UnpackError::Stream("damaged".to_owned())));
+    }
+}

@@ -208,8 +208,8 @@ impl Session {
         }
     }
 
-    /// Asks the hosts in order until one has it. When none has, the last one's answer counts: it is the
-    /// registry itself. One that is followed by others is not asked long.
+    /// Asks the hosts in order until one has it. When none has, the last one's answer counts if it is the registry
+    /// itself; otherwise all of them do. One that is followed by others is not asked long.
     async fn document(
         &self,
         ask: &Ask<'_>,

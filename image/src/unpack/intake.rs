@@ -90,7 +90,7 @@ pub(super) fn take_in(
             Some(Piece::Data(data)) if data.is_empty() => {}
             Some(Piece::Data(data)) => {
                 // Up to the first byte it is the host that is waited for: its tokens, its redirects.
-                let waited = since.elapsed() * u32::from(begun);
+                let waited = if begun { since.elapsed() } else { Duration::ZERO };
                 begun = true;
                 kept.keep(&data, waited);
                 if !intake.pass(data)? {

@@ -61,8 +61,7 @@ pub(super) async fn run(mut client: Client, arguments: &Arguments) -> Result<(),
     };
     for image in &answer.images {
         if image.tags.is_empty() {
-            let mend = "it has no name: give it one by podhold image tag";
-            output::line(format_args!("imported {} ({}); {mend}", image.id, image.id))?;
+            output::line(format_args!("imported {}; give it a name by podhold image tag", image.id))?;
         } else {
             output::line(format_args!("imported {} ({})", image.tags.join(" "), image.id))?;
         }

@@ -204,15 +204,16 @@ fn ended(status: &Value) -> Result<ExitCode, Failure> {
     }
 }
 
-/// The exit code that shells give for a command that is not there, or not to be executed.
+/// The exit code that shells give for a command that is not there, or not to be executed. The streams carry no more
+/// than the runtime's words for it.
 fn never_begun(reason: &str) -> Option<u8> {
-    let of_program = |end: &str| reason.starts_with("exec: ") && reason.ends_with(end);
-    match () {
-        () if of_program("executable file not found in $PATH") => Some(127),
-        () if of_program("no such file or directory") => Some(127),
-        () if of_program("permission denied") => Some(126),
-        () => None,
-    }
+    let words = [
+        ("executable file not found in $PATH", 127),
+        ("no such file or directory", 127),
+        ("permission denied", 126),
+    ];
+    let of_program = |(end, _): &(&str, u8)| reason.starts_with("exec: ") && reason.ends_with(end);
+    words.into_iter().find(of_program).map(|(_, code)| code)
 }
 
 #[cfg(test)]
@@ -230,7 +231,7 @@ mod tests {
         let prefix = "Internal error occurred: error executing command in container: exec: \"x\": ";
         for (end, code) in [
             ("executable file not found in $PATH", 127),
-            ("stat x: no such file or directory", 127),
+            ("no such file or directory", 127),
             ("permission denied", 126),
         ] {
             let status = json!({"status": "Failure", "message": format!("{prefix}{end}")});

@@ -133,7 +133,11 @@ pub(super) fn remove(table: &str) -> Result<(), BridgeError> {
 
 /// Tables of all daemons.
 pub(super) fn tables() -> Result<Vec<String>, BridgeError> {
-    let mut tables = nft::open().and_then(|socket| nft::tables(&socket)).map_err(unasked)?;
+    tables_by(&nft::open().map_err(unasked)?)
+}
+
+fn tables_by(socket: &Socket) -> Result<Vec<String>, BridgeError> {
+    let mut tables = nft::tables(socket).map_err(unasked)?;
     tables.retain(|table| table.starts_with(PREFIX));
     Ok(tables)
 }
@@ -147,7 +151,7 @@ pub(super) fn stand(table: &str) -> Result<bool, BridgeError> {
 pub(super) fn uplinks(table: &str) -> Result<(Uplinks, Uplinks), BridgeError> {
     let socket = socket(table)?;
     let (mut own, mut others) = (Uplinks::default(), Uplinks::default());
-    for other in tables()? {
+    for other in tables_by(&socket)? {
         let of = |set: &Set| nft::elements(&socket, &other, set.name).map_err(unasked);
         let into = if other == table { &mut own } else { &mut others };
         into.v4.extend(of(&UPLINKS4)?.iter().map(name_of));
@@ -173,7 +177,7 @@ pub(super) fn open_elsewhere(
     mappings: &[Mapping],
 ) -> Result<Option<(HostPort, String)>, BridgeError> {
     let socket = socket(table)?;
-    for other in tables()?.into_iter().filter(|other| other != table) {
+    for other in tables_by(&socket)?.into_iter().filter(|other| other != table) {
         for mapping in mappings {
             for (set, element) in elements(mapping) {
                 if nft::has_element(&socket, &other, set, &element).map_err(unasked)? {
