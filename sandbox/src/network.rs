@@ -132,6 +132,11 @@ impl Networks {
         Ok(self.cni.gc().await?)
     }
 
+    /// From now on what the built-in network has made for pods in general goes with the last pod.
+    pub fn close_with_last(&self) {
+        self.bridge.close_with_last();
+    }
+
     /// Removes what the built-in network has made for all pods, unless one is connected.
     pub async fn close(&self) -> Result<(), NetworkError> {
         Ok(self.bridge.close().await?)

@@ -179,6 +179,11 @@ impl Runtime {
         Ok(runtime)
     }
 
+    /// From now on the built-in network goes with its last pod: for a process that ends with that one.
+    pub fn close_with_last(&self) {
+        self.networks.close_with_last();
+    }
+
     /// Lets go of what was made for pods in general. Pods that run are left alone.
     pub async fn close(&self) {
         let (cgroups, parent) = (self.cgroups.clone(), self.cgroup_parent.clone());

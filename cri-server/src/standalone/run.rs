@@ -340,6 +340,7 @@ impl Errand<'_> {
     /// Removes this run's pod, or stops what is to be kept.
     async fn clean_up(&self, told: &mut mpsc::UnboundedReceiver<Why>) -> Result<()> {
         let ours = |pod: &Pod| pod.record.config.log_directory == self.requests.pod.log_directory;
+        self.runtime.close_with_last();
         if self.options.keep {
             let pods = self.runtime.store().pods();
             let stops =

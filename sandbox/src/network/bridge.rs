@@ -20,6 +20,7 @@ mod nft;
 mod pool;
 mod ports;
 mod record;
+mod recover;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -30,7 +31,10 @@ use std::{
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use self::ports::host_ports;
@@ -72,15 +76,18 @@ pub struct Bridge {
     config: BridgeConfig,
     names: Names,
     ledger: Mutex<Ledger>,
-    /// The bridge, once it is needed. Held by whoever makes it, on a thread that may block.
+    /// The bridge, once it is needed. Held by whoever makes or removes it, on a thread that may block.
     base: tokio::sync::Mutex<Option<Base>>,
+    /// Whether the bridge goes with its last pod.
+    closing: AtomicBool,
 }
 
 impl Bridge {
     /// A network of which nothing is made until a pod needs it.
     pub fn new(config: BridgeConfig) -> Self {
         let names = Names::of(&config);
-        Self { config, names, ledger: Mutex::default(), base: tokio::sync::Mutex::default() }
+        let (ledger, base, closing) = Default::default();
+        Self { config, names, ledger, base, closing }
     }
 
     /// Connects the pod's namespace, and answers its addresses. What an earlier attempt left is given back
@@ -165,6 +172,12 @@ impl Bridge {
         blocking(move || bridge.ready(&Links::open()?).map(drop)).await
     }
 
+    /// From now on the bridge, the rules and the settings go with the last pod, in no more time than that pod's
+    /// link takes.
+    pub fn close_with_last(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
     /// Removes the bridge, the rules and the settings, unless a pod is connected.
     pub async fn close(self: &Arc<Self>) -> Result<(), BridgeError> {
         let bridge = Arc::clone(self);
@@ -175,9 +188,7 @@ impl Bridge {
             if !nobody || base.is_none() && base::standing(&bridge.names, &links)?.is_none() {
                 return Ok(());
             }
-            *base = None;
-            let _turn = turn::wait();
-            base::remove(&bridge.config, &bridge.names, &links)?;
+            bridge.remove_base(&mut base, &links)?;
             let _in_use = fs::remove_dir(&bridge.config.dir);
             Ok(())
         })
@@ -191,18 +202,8 @@ impl Bridge {
     /// Blocks, as all that follows.
     fn connect(&self, attachment: &Attachment, ports: Vec<HostPort>) -> Result<Vec<IpAddr>, BridgeError> {
         let links = Links::open()?;
-        let base = self.ready(&links)?;
+        let (base, place) = self.claim(attachment, &ports, &links)?;
         let pod = &attachment.pod;
-        if let Some(ip) = ports.iter().filter_map(|port| port.ip).find(|ip| ip.is_ipv6())
-            && base.pools.v6.is_none()
-        {
-            let (pod, value) = (pod.clone(), ip.to_string());
-            let reason = "pods have no IPv6 here: set network.ipv6_pool, or use an IPv4 address";
-            return Err(BridgeError::BadRequest { pod, field: "host_ip", value, reason });
-        }
-        self.check_ports(&ports, base.pools)?;
-        let claimed = self.ledger().claim(pod, &ports, base.pools.last());
-        let place = claimed.map_err(|denied| denial(denied, base.pools))?;
         let record = Record::new(pod, place, base.pools, ports.clone());
         let full = || BridgeError::Full { pool: base.pools.v4, count: base.pools.last() - 1 };
         record.ok_or_else(full)?.write(&self.config.dir)?;
@@ -210,7 +211,8 @@ impl Bridge {
         let alias = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let link = link_of(pod);
         let mac = mac_of(base.pools.v4.nth(place));
-        let pair = Pair { name: &link, alias: &alias, master: base.index, mac, mtu: self.config.mtu };
+        let (mtu, group) = (self.config.mtu, self.names.group);
+        let pair = Pair { name: &link, alias: &alias, master: base.index, mac, mtu, group };
         links.make_pair(pair, netns::open(&attachment.netns)?)?;
         let inside: Vec<Address> = base.pools.all().map(|pool| Address::at(pool, place)).collect();
         netns::run_in(&attachment.netns, || {
@@ -224,6 +226,29 @@ impl Bridge {
         }
         flows::forget(&ports);
         Ok(addresses)
+    }
+
+    /// The bridge and the pod's place on it, which is the pod's from now on.
+    fn claim(
+        &self,
+        attachment: &Attachment,
+        ports: &[HostPort],
+        links: &Links,
+    ) -> Result<(Base, u32), BridgeError> {
+        let mut held = self.base.blocking_lock();
+        let base = self.make_ready(&mut held, links)?;
+        let pod = &attachment.pod;
+        if let Some(ip) = ports.iter().filter_map(|port| port.ip).find(|ip| ip.is_ipv6())
+            && base.pools.v6.is_none()
+        {
+            let (pod, value) = (pod.clone(), ip.to_string());
+            let reason = "pods have no IPv6 here: set network.ipv6_pool, or use an IPv4 address";
+            return Err(BridgeError::BadRequest { pod, field: "host_ip", value, reason });
+        }
+        self.check_ports(ports, base.pools)?;
+        let claimed = self.ledger().claim(pod, ports, base.pools.last());
+        let place = claimed.map_err(|denied| denial(denied, base.pools))?;
+        Ok((base, place))
     }
 
     /// Refuses ports that a program or another daemon's pod has.
@@ -243,7 +268,10 @@ impl Bridge {
 
     /// The bridge, made or mended when it has to be.
     fn ready(&self, links: &Links) -> Result<Base, BridgeError> {
-        let mut held = self.base.blocking_lock();
+        self.make_ready(&mut self.base.blocking_lock(), links)
+    }
+
+    fn make_ready(&self, held: &mut Option<Base>, links: &Links) -> Result<Base, BridgeError> {
         if let Some(base) = held.as_ref()
             && base.is_current(&self.names, links)?
         {
@@ -295,70 +323,42 @@ impl Bridge {
             }
             ledger.ports(pod, &link)
         };
-        let none = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
-        let mappings = mappings(&ports, &none);
-        if !mappings.is_empty() {
-            rules::close_ports(&self.names.table, &mappings)?;
-            flows::forget(&ports);
+        let links = Links::open()?;
+        if !self.remove_base_of_last(pod, &link, &links)? {
+            let none = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
+            let mappings = mappings(&ports, &none);
+            if !mappings.is_empty() {
+                rules::close_ports(&self.names.table, &mappings)?;
+            }
+            links.remove(&link)?;
         }
-        Links::open()?.remove(&link)?;
+        flows::forget(&ports);
         record::remove(&self.config.dir, pod)?;
         self.ledger().release(pod, &link);
         Ok(())
     }
 
-    fn take_up(&self, is_known: &dyn Fn(&str) -> bool) -> Vec<(PodId, BridgeError)> {
-        record::remove_unfinished(&self.config.dir);
-        let mut damaged = Vec::new();
-        for pod in self.recorded() {
-            match Record::read(&self.config.dir, &pod) {
-                Ok(record) => {
-                    let place = record.place().expect("a record is checked when it is read");
-                    self.ledger().note(pod, place, record.ports);
-                }
-                Err(error) => damaged.push((pod, error.into())),
-            }
+    /// Removes the bridge with all that is on it when it is to go with its last pod and this is the one. Answers
+    /// whether it has.
+    fn remove_base_of_last(&self, pod: &PodId, link: &str, links: &Links) -> Result<bool, BridgeError> {
+        if !self.closing.load(Ordering::Relaxed) {
+            return Ok(false);
         }
-        if let Err(error) = self.mend(is_known) {
-            tracing::warn!(%error, "built-in network not looked through; the next pod tries again");
+        // Whoever connects a pod holds it until that pod is in the ledger.
+        let mut base = self.base.blocking_lock();
+        let others = self.own_links().into_iter().any(|other| other != link);
+        if others || self.recorded().iter().any(|other| other != pod) {
+            return Ok(false);
         }
-        damaged
+        self.remove_base(&mut base, links)?;
+        links.remove(link)?;
+        Ok(true)
     }
 
-    /// Counts in or removes links that no record tells of, and makes what is missing.
-    fn mend(&self, is_known: &dyn Fn(&str) -> bool) -> Result<(), BridgeError> {
-        let links = Links::open()?;
-        let standing = base::standing(&self.names, &links)?;
-        if let Some((bridge, pools)) = &standing {
-            let recorded = self.own_links();
-            let open = rules::open_now(&self.names.table)?;
-            let ours = |link: &links::Link| link.master == Some(bridge.index) && link.kind == "veth";
-            for link in links.list()?.into_iter().filter(ours) {
-                if recorded.contains(&link.name) {
-                    continue;
-                }
-                if !link.name.strip_prefix("pod").is_some_and(is_known) {
-                    tracing::warn!(link = link.name, "belongs to no pod; removed");
-                    links.remove(&link.name)?;
-                    continue;
-                }
-                let address = link.alias.split(' ').next().and_then(|first| first.parse().ok());
-                if let Some(place) = address.and_then(|address| pools.v4.place(address)) {
-                    let addresses = pools.at(place);
-                    let mut ports: Vec<HostPort> = Vec::new();
-                    for (port, _) in open.iter().filter(|(_, to)| addresses.contains(to)) {
-                        if !ports.contains(port) {
-                            ports.push(port.clone());
-                        }
-                    }
-                    self.ledger().note_stray(link.name, place, ports);
-                }
-            }
-        }
-        if standing.is_some() || !self.ledger().is_empty() {
-            self.ready(&links)?;
-        }
-        Ok(())
+    fn remove_base(&self, held: &mut Option<Base>, links: &Links) -> Result<(), BridgeError> {
+        *held = None;
+        let _turn = turn::wait();
+        base::remove(&self.config, &self.names, links)
     }
 }
 

@@ -6,13 +6,14 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
+    thread,
 };
 
 use super::{
     BridgeConfig,
     error::BridgeError,
     forwarding::{self, Forwarding, Uplinks},
-    links::{Address, INTERFACE, Link, Links, Pair, Route},
+    links::{Address, INTERFACE, Link, Links, NewBridge, Pair, Route},
     pool::{self, Subnet},
     record::Pools,
     rules::{self, Ground, Mapping},
@@ -29,18 +30,22 @@ const LONGEST_ALIAS: usize = 255;
 pub(super) struct Names {
     pub(super) bridge: String,
     pub(super) table: String,
+    /// That of the bridge and of the pods' links.
+    pub(super) group: u32,
     mac: [u8; 6],
     owner: PathBuf,
 }
 
 impl Names {
     pub(super) fn of(config: &BridgeConfig) -> Self {
-        let [a, b, c, d, e, ..] = tag(&config.owner).to_be_bytes();
+        let [a, b, c, d, e, f, ..] = tag(&config.owner).to_be_bytes();
+        // Far from the small numbers that people give to theirs.
+        let group = u32::from_be_bytes([a & 0x3f | 0x40, b, c, f]);
         let tag = format!("{a:02x}{b:02x}{c:02x}{d:x}").chars().take(7).collect::<String>();
         let table = format!("{}{tag}", rules::PREFIX);
         let bridge = if config.name.is_empty() { table.clone() } else { config.name.clone() };
         // 02: nobody has registered it.
-        Self { bridge, table, mac: [2, a, b, c, d, e], owner: config.owner.clone() }
+        Self { bridge, table, group, mac: [2, a, b, c, d, e], owner: config.owner.clone() }
     }
 
     /// What stands on the bridge: whose it is, its ranges, and the directory of whose it is where that has room.
@@ -137,15 +142,35 @@ pub(super) fn make(
     Ok(Base { index: link.index, name: link.name, pools, forwarding })
 }
 
-/// Removes all of it.
+/// Removes all of it, and the links of pods that are on it.
 pub(super) fn remove(config: &BridgeConfig, names: &Names, links: &Links) -> Result<(), BridgeError> {
     let (_, elsewhere) = rules::uplinks(&names.table)?;
-    rules::remove(&names.table)?;
-    if let Some((link, _)) = standing(names, links)? {
-        links.remove(&link.name)?;
-    }
+    // At the same time: the kernel takes tens of milliseconds for links, and not few for rules.
+    let (without_rules, without_links) = thread::scope(|scope| {
+        let removal = thread::Builder::new().name("rules".to_owned());
+        let removal = removal.spawn_scoped(scope, || rules::remove(&names.table));
+        let without_links = remove_links(names, links);
+        let without_rules = match removal {
+            Ok(removal) => removal.join().expect("no code panics while it removes rules"),
+            Err(_no_thread) => rules::remove(&names.table),
+        };
+        (without_rules, without_links)
+    });
+    without_rules.and(without_links)?;
     forwarding::give_back(&config.dir.join(FORWARDING), &elsewhere);
     Ok(())
+}
+
+/// Removes the bridge and the links of pods, all at once where nobody else's are in our group.
+fn remove_links(names: &Names, links: &Links) -> Result<(), BridgeError> {
+    let Some((bridge, _)) = standing(names, links)? else { return Ok(()) };
+    let mut ours = links.list()?;
+    ours.retain(|link| link.group == names.group || link.index == bridge.index);
+    let on_it = |link: &Link| link.index == bridge.index || link.master == Some(bridge.index);
+    if ours.iter().all(|link| link.group == names.group && on_it(link)) {
+        return links.remove_group(names.group);
+    }
+    ours.iter().filter(|link| on_it(link)).try_for_each(|link| links.remove(&link.name))
 }
 
 /// Interfaces that traffic of pods may come in by: not loopback, not another bridge, not what is on one.
@@ -207,7 +232,13 @@ fn lay(
     let routes: Vec<_> = links.routes()?.iter().map(|route| route.to).collect();
     let chosen = || pool::choose(config.v4, v6, &routes).map(|(v4, v6)| Pools { v4, v6 });
     let pools = kept.or_else(chosen).ok_or(BridgeError::NoPool { wanted: config.v4 })?;
-    links.make_bridge(&names.bridge, &names.alias(pools), names.mac, config.mtu)?;
+    links.make_bridge(NewBridge {
+        name: &names.bridge,
+        alias: &names.alias(pools),
+        mac: names.mac,
+        mtu: config.mtu,
+        group: names.group,
+    })?;
     let link = links.find(&names.bridge)?;
     let link = link.ok_or_else(|| BridgeError::Foreign { name: names.bridge.clone() })?;
     for pool in pools.all() {
@@ -282,8 +313,14 @@ pub(super) fn try_out(pod: &Unpinned) -> Result<(), BridgeError> {
     let (names, links) = (Names::of(&config), Links::open()?);
     let (bridge, pools) = lay(&config, &names, &links, None)?;
     forwarding::distrust(&bridge.name)?;
-    let pair =
-        Pair { name: "pod", alias: "", master: bridge.index, mac: mac_of(pools.v4.nth(2)), mtu: config.mtu };
+    let pair = Pair {
+        name: "pod",
+        alias: "",
+        master: bridge.index,
+        mac: mac_of(pools.v4.nth(2)),
+        mtu: config.mtu,
+        group: names.group,
+    };
     links.make_pair(pair, pod)?;
     let inside: Vec<Address> = pools.all().map(|pool| Address::at(pool, 2)).collect();
     pod.run(|| {

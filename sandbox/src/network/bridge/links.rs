@@ -9,9 +9,9 @@ use std::{
 };
 
 use libc::{
-    IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND,
-    IFLA_INFO_SLAVE_DATA, IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_NET_NS_FD,
-    RTA_DST, RTA_GATEWAY, RTA_OIF,
+    IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_GROUP, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA,
+    IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA, IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU,
+    IFLA_NET_NS_FD, RTA_DST, RTA_GATEWAY, RTA_OIF,
 };
 
 use super::{
@@ -40,6 +40,8 @@ pub(super) struct Link {
     pub(super) alias: String,
     pub(super) kind: String,
     pub(super) master: Option<u32>,
+    /// 0 is that of all which nobody has put into another.
+    pub(super) group: u32,
 }
 
 /// A route, and the link it leads to.
@@ -47,6 +49,19 @@ pub(super) struct Link {
 pub(super) struct Route {
     pub(super) to: Subnet,
     pub(super) link: u32,
+}
+
+/// A bridge that is to be made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NewBridge<'a> {
+    pub(super) name: &'a str,
+    /// What is written on it.
+    pub(super) alias: &'a str,
+    pub(super) mac: [u8; 6],
+    /// 0: the kernel's choice.
+    pub(super) mtu: u32,
+    /// The links that go together.
+    pub(super) group: u32,
 }
 
 /// What is common to both ends of a pod's pair of links.
@@ -62,6 +77,8 @@ pub(super) struct Pair<'a> {
     pub(super) mac: [u8; 6],
     /// 0: the kernel's choice.
     pub(super) mtu: u32,
+    /// The group of the host's end.
+    pub(super) group: u32,
 }
 
 /// An address of a pod, and the way out.
@@ -116,17 +133,13 @@ impl Links {
         Ok(found.iter().filter_map(|address| own_address(&address.body)).collect())
     }
 
-    /// Makes the bridge and brings it up. What is `alias` is written on it.
-    pub(super) fn make_bridge(
-        &self,
-        name: &str,
-        alias: &str,
-        mac: [u8; 6],
-        mtu: u32,
-    ) -> Result<(), BridgeError> {
+    /// Makes the bridge and brings it up.
+    pub(super) fn make_bridge(&self, bridge: NewBridge<'_>) -> Result<(), BridgeError> {
+        let NewBridge { name, alias, mac, mtu, group } = bridge;
         let kind = Attributes::new().text(IFLA_INFO_KIND, "bridge");
         // An address of its own: otherwise it has that of a pod, and another one when that pod ends.
-        let mut attributes = name_of(name).bytes(IFLA_ADDRESS, &mac).nest(IFLA_LINKINFO, &kind);
+        let mut attributes =
+            name_of(name).native(IFLA_GROUP, group).bytes(IFLA_ADDRESS, &mac).nest(IFLA_LINKINFO, &kind);
         if mtu > 0 {
             attributes = attributes.native(IFLA_MTU, mtu);
         }
@@ -155,6 +168,19 @@ impl Links {
         }
     }
 
+    /// Removes all links of a group at once: the kernel takes no longer for them than for one, which is tens of
+    /// milliseconds. None is a success.
+    pub(super) fn remove_group(&self, group: u32) -> Result<(), BridgeError> {
+        let group = Attributes::new().native(IFLA_GROUP, group);
+        let remove = Message::new(libc::RTM_DELLINK, 0, &link_header(0, false), group).acknowledged();
+        match self.0.send(&[remove]) {
+            Err(refusal) if refusal.errno() != libc::ENODEV => {
+                Err(refused("remove", "links of a group")(refusal))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Connects a link to the bridge and brings it up. Answers whether there is such a link.
     pub(super) fn connect(&self, name: &str, master: u32) -> Result<bool, BridgeError> {
         let attributes = name_of(name).native(IFLA_MASTER, master);
@@ -179,7 +205,10 @@ impl Links {
         let inner = inner.native(IFLA_NET_NS_FD, namespace);
         let peer = Attributes::new().headed(VETH_INFO_PEER, &link_header(0, false), &inner);
         let info = Attributes::new().text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, &peer);
-        let outer = with_mtu(name_of(pair.name)).native(IFLA_MASTER, pair.master).nest(IFLA_LINKINFO, &info);
+        let outer = with_mtu(name_of(pair.name))
+            .native(IFLA_GROUP, pair.group)
+            .native(IFLA_MASTER, pair.master)
+            .nest(IFLA_LINKINFO, &info);
         let make = Message::new(libc::RTM_NEWLINK, CREATE | EXCLUSIVE, &link_header(0, true), outer);
         let written = hairpin(name_of(pair.name).text(IFLA_IFALIAS, pair.alias));
         let write = Message::new(libc::RTM_NEWLINK, 0, &link_header(0, false), written).acknowledged();
@@ -262,6 +291,7 @@ fn link_of(body: &[u8]) -> Option<Link> {
         alias: text(IFLA_IFALIAS),
         kind: kind.map(self::text).unwrap_or_default(),
         master: number(IFLA_MASTER),
+        group: number(IFLA_GROUP).unwrap_or(0),
     })
 }
 

@@ -88,6 +88,17 @@ fn ask_from(pod: &Attachment, to: SocketAddr) -> std::io::Result<String> {
     netns::run_in(&pod.netns, || ask(to)).unwrap()
 }
 
+/// A bridge of somebody else.
+fn make_a_bridge(links: &Links, name: &str, group: u32) {
+    let bridge = links::NewBridge { name, alias: "mine", mac: [2, 0, 0, 0, 0, 1], mtu: 0, group };
+    links.make_bridge(bridge).unwrap();
+}
+
+/// The links of this host.
+fn links() -> Vec<String> {
+    Links::open().unwrap().list().unwrap().into_iter().map(|link| link.name).collect()
+}
+
 fn close(bridge: &Arc<Bridge>) {
     let links = Links::open().unwrap();
     base::remove(&bridge.config, &bridge.names, &links).unwrap();
@@ -122,8 +133,7 @@ fn pods_the_host_and_its_ports_reach_each_other() {
         }
         assert!(ask("127.0.0.1:8080".parse().unwrap()).is_err());
         close(&bridge);
-        let left: Vec<String> = Links::open().unwrap().list().unwrap().into_iter().map(|l| l.name).collect();
-        assert_eq!(left, ["lo"]);
+        assert_eq!(links(), ["lo"]);
         assert!(nft::tables(&nft::open().unwrap()).unwrap().is_empty());
         assert!(bridge.recorded().is_empty());
     });
@@ -204,7 +214,7 @@ fn a_link_of_somebody_else_is_left_alone() {
     on_a_host(|dir| {
         let bridge = bridge(dir, "a");
         let links = Links::open().unwrap();
-        links.make_bridge(&bridge.names.bridge, "mine", [2, 0, 0, 0, 0, 1], 0).unwrap();
+        make_a_bridge(&links, &bridge.names.bridge, bridge.names.group);
         let error = connect(&bridge, &pod(dir, 1, &[])).unwrap_err();
         assert!(matches!(error, BridgeError::Foreign { .. }), "{error}");
         close(&bridge);
@@ -229,5 +239,37 @@ fn a_record_that_was_tampered_with_is_damaged_and_its_pod_can_be_removed() {
         second.give_back(&a.pod).unwrap();
         assert!(!path.exists());
         assert!(Links::open().unwrap().find(&link_of(&a.pod)).unwrap().is_none());
+    });
+}
+
+#[test]
+fn the_last_pod_takes_the_bridge_with_it_where_that_is_wanted() {
+    on_a_host(|dir| {
+        let bridge = bridge(dir, "a");
+        let (a, b) = (pod(dir, 1, &[8081]), pod(dir, 2, &[8082]));
+        connect(&bridge, &a).unwrap();
+        connect(&bridge, &b).unwrap();
+        bridge.close_with_last();
+        bridge.give_back(&b.pod).unwrap();
+        assert_eq!(links(), ["lo", &bridge.names.bridge, &link_of(&a.pod)], "another pod is on it");
+        bridge.give_back(&a.pod).unwrap();
+        assert_eq!(links(), ["lo"]);
+        assert!(nft::tables(&nft::open().unwrap()).unwrap().is_empty());
+        assert!(bridge.recorded().is_empty() && bridge.ledger().is_empty());
+        // One that comes later finds all of it made again.
+        connect(&bridge, &a).unwrap();
+        serve(&a);
+        assert_eq!(ask("127.0.0.1:8081".parse().unwrap()).unwrap(), "10.214.0.1");
+    });
+}
+
+#[test]
+fn what_somebody_has_put_into_the_group_of_our_links_stays() {
+    on_a_host(|dir| {
+        let bridge = bridge(dir, "a");
+        connect(&bridge, &pod(dir, 1, &[])).unwrap();
+        make_a_bridge(&Links::open().unwrap(), "foreign", bridge.names.group);
+        close(&bridge);
+        assert_eq!(links(), ["lo", "foreign"]);
     });
 }

@@ -21,9 +21,9 @@ fn with_an_uplink() -> Links {
     }
     let links = Links::open().unwrap();
     // A pair at a bridge that goes: both ends stay, and are at none.
-    links.make_bridge("brief", "", [2, 0, 0, 0, 9, 8], 0).unwrap();
+    make_a_bridge(&links, "brief", 0);
     let master = links.find("brief").unwrap().unwrap().index;
-    let pair = Pair { name: "up0", alias: "", master, mac: [2, 0, 0, 0, 9, 9], mtu: 0 };
+    let pair = Pair { name: "up0", alias: "", master, mac: [2, 0, 0, 0, 9, 9], mtu: 0, group: 0 };
     links.make_pair(pair, fs::File::open("/proc/thread-self/ns/net").unwrap()).unwrap();
     links.remove("brief").unwrap();
     links
