@@ -185,10 +185,12 @@ impl Bridge {
             let mut base = bridge.base.blocking_lock();
             let links = Links::open()?;
             let nobody = bridge.ledger().is_empty() && bridge.recorded().is_empty();
-            if !nobody || base.is_none() && base::standing(&bridge.names, &links)?.is_none() {
+            if !nobody {
                 return Ok(());
             }
-            bridge.remove_base(&mut base, &links)?;
+            if base.is_some() || base::standing(&bridge.names, &links)?.is_some() {
+                bridge.remove_base(&mut base, &links)?;
+            }
             let _in_use = fs::remove_dir(&bridge.config.dir);
             Ok(())
         })

@@ -27,6 +27,10 @@ use crate::sys::SignalNumber;
 /// How many processes are held by a pidfd at once.
 const AT_ONCE: usize = 128;
 
+/// Where a thread puts itself into a cgroup of v1 by writing 0. For every other move, of another process or of all
+/// threads of one, the kernel waits for a grace period: 10 ms when there was no move just before.
+const TASKS: &str = "tasks";
+
 /// The mounted hierarchies.
 #[derive(Debug, Clone)]
 pub(super) struct Hierarchies(Vec<Hierarchy>);
@@ -112,12 +116,16 @@ impl Hierarchies {
         counts.filter_map(count).max().unwrap_or(0)
     }
 
-    /// Puts this process into the cgroup, in every hierarchy that has it. Where the container has made
-    /// an inner node of it, which can hold no process (v2), that is the cgroup beneath it of `init`.
+    /// Puts this process, which has one thread, into the cgroup, in every hierarchy that has it and limits
+    /// anything. Where the container has made an inner node of it, which can hold no process (v2), that is the
+    /// cgroup beneath it of `init`.
     pub(super) fn join(&self, path: &str, init: Pid) -> Result<(), String> {
         let mut joined = false;
-        for (hierarchy, directory) in self.directories(path) {
-            let enter = |directory: &Path| fs::write(directory.join("cgroup.procs"), "0");
+        // Beside those of v1 a unified hierarchy limits nothing, and entering it takes as long as on v2.
+        let pure = self.0.iter().all(|hierarchy| hierarchy.v2);
+        for (hierarchy, directory) in self.directories(path).filter(|(hierarchy, _)| pure || !hierarchy.v2) {
+            let file = if hierarchy.v2 { "cgroup.procs" } else { TASKS };
+            let enter = |directory: &Path| fs::write(directory.join(file), "0");
             let mut entered = enter(&directory);
             if hierarchy.v2
                 && entered.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
