@@ -79,6 +79,8 @@ check-format:
 
 check-lints:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@$(CARGO) metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null || \
+		{ echo "fuzz/Cargo.lock is not what the crates need: run cargo update --workspace --manifest-path fuzz/Cargo.toml"; exit 1; }
 	@echo "PASSED: lints"
 
 # The programs first: black-box tests start them.

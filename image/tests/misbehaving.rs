@@ -308,6 +308,25 @@ async fn a_layer_that_lies_about_its_diff_id_does_not_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_there_is_not_is_told_by_its_name_and_not_by_what_the_resolver_did() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new().await;
+    // No resolver asks anybody for this domain (RFC 6761).
+    let error = site
+        .images
+        .pull(&podhold_image::Reference::parse("registry.invalid/app:1").unwrap(), None, None)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let error = error.to_string();
+    let want =
+        "cannot find registry.invalid: no such host; check the name, or the resolver in /etc/resolv.conf";
+    assert!(error.ends_with(want), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_layer_in_a_form_that_is_not_understood_is_refused_with_those_that_are() {
     if !is_root() {
         return;

@@ -30,7 +30,7 @@ const RECIPE: [&str; 7] = [
 
 /// The storage directory, made if it is not there yet. Several processes may ask at once.
 pub async fn directory() -> io::Result<PathBuf> {
-    let probe = programs::built("podhold-probe");
+    let probe = programs::find("podhold-probe")?;
     let parent = probe.parent().expect("a file is in a directory").join("fixture-images");
     fs::create_dir_all(&parent)?;
     let ready = parent.join(key(&probe)?);

@@ -358,6 +358,15 @@ async fn a_bad_manifest_is_refused_with_its_place_and_code_2() {
         );
         assert_eq!((output.code, output.stdout.as_str()), (2, ""), "{manifest}");
     }
+    // What the stages after another find is told with it.
+    let mistakes = good.replace("name: c,", "nam: c, tty: 1,").replace("name: seen", "name: Seen!");
+    let several = run(&rig, &mistakes, &[]).await;
+    let places: Vec<&str> = several.stderr.lines().filter_map(|line| line.rsplit(&file).next()).collect();
+    let told =
+        |place: &str, field: &str| places.iter().any(|line| line.starts_with(place) && line.contains(field));
+    let all =
+        told(":3:18:", " metadata.name: ") && told(":6:", "].nam: no such") && told(":6:", "].tty: is the");
+    assert!(all && places.len() == 3 && several.code == 2, "{several:?}");
     let missing = rig.machine.run(words(&rig, &["/nosuch.yaml"])).await.unwrap();
     assert!(
         missing.code == 2 && missing.stderr.contains("/nosuch.yaml: cannot be read: No such file"),

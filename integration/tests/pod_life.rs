@@ -287,11 +287,19 @@ async fn hooks_run_after_the_start_and_before_the_stop() {
 async fn a_pod_whose_time_is_over_ends_with_124() {
     let rig = rig!();
     let app = script("app", "trap 'echo asked; exit 0' TERM; echo up; while :; do sleep 0.05; done");
-    let spec = json!({"restartPolicy": "Never", "activeDeadlineSeconds": 8, "containers": [app]});
+    let deaf = script("deaf", "trap '' TERM; while :; do sleep 0.05; done");
+    let spec = json!({
+        "restartPolicy": "Never", "activeDeadlineSeconds": 8, "terminationGracePeriodSeconds": 5,
+        "containers": [app, deaf],
+    });
     let output = run(&rig, &["--json"], &spec).await;
     let of_manifest = report(&output);
     assert_eq!((output.code, &of_manifest["reason"]), (124, &json!("DeadlineExceeded")), "{output:?}");
     assert!(output.stderr.contains("asked"), "it is ended with grace: {output:?}");
+    let late = "its grace period was over, and it was killed by SIGKILL";
+    let killed = ["app", "deaf"].map(|name| container(&of_manifest, name)["killedFor"].clone());
+    assert_eq!(killed, [json!(null), json!(late)], "{output:?}");
+    assert!(output.stderr.contains(&format!("deaf failed with exit code 137 (Error): {late}")), "{output:?}");
     let spec = json!({"restartPolicy": "Never", "containers": [script("app", "exec sleep 1000")], "terminationGracePeriodSeconds": 0});
     let output = run(&rig, &["--timeout", "3s"], &spec).await;
     // On a busy machine the time may be over before the container begins.

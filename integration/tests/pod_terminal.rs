@@ -101,6 +101,12 @@ async fn a_pod_that_runs_is_listed_heard_entered_and_stopped() {
     assert!(second.code == 3 && second.stderr.contains("another podhold run"), "{second:?}");
     let listed = ask(&rig, "ps", &[]).await;
     assert_eq!(listed.stdout.matches("running").count(), 2, "{listed:?}");
+    let json = ask(&rig, "ps", &["--json"]).await;
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    let states: Vec<&str> =
+        json[0]["containers"].as_array().unwrap().iter().filter_map(|one| one["state"].as_str()).collect();
+    assert_eq!(states, ["running"; 2], "{json:#}");
+    assert!(json[0]["ips"].as_array().is_some_and(|ips| !ips.is_empty()), "{json:#}");
     let logs = ask(&rig, "logs", &["-c", "app", "alone"]).await;
     assert_eq!(logs.stdout, "up\n", "{logs:?}");
     let logs = ask(&rig, "logs", &["alone"]).await;
@@ -140,7 +146,7 @@ async fn a_pod_that_is_kept_is_there_until_it_is_removed() {
     let app = script_with(
         "app",
         "echo said | tee /disk/file > /memory/file; echo said; exit 4",
-        json!({"volumeMounts": mounts}),
+        json!({"volumeMounts": mounts, "ports": [{"containerPort": 80, "hostPort": 18080}]}),
     );
     let volumes =
         json!([{"name": "disk", "emptyDir": {}}, {"name": "memory", "emptyDir": {"medium": "Memory"}}]);
@@ -157,7 +163,20 @@ async fn a_pod_that_is_kept_is_there_until_it_is_removed() {
     assert_eq!(logs.stdout, "said\n", "{logs:?}");
     let listed = ask(&rig, "ps", &["--all", "--json"]).await;
     let listed: Value = serde_json::from_str(&listed.stdout).unwrap();
-    assert_eq!(listed[0]["container"]["exitCode"], 4, "{listed:#}");
+    let (kept_pod, container) = (&listed[0], &listed[0]["containers"][0]);
+    let named = ["name", "namespace", "state"].map(|field| kept_pod[field].as_str().unwrap_or_default());
+    assert_eq!(named, ["alone", "default", "not ready"], "{listed:#}");
+    let port = json!([{"containerPort": 80, "hostPort": 18080, "hostIP": null, "protocol": "TCP"}]);
+    assert_eq!(kept_pod["ports"], port, "{listed:#}");
+    let told =
+        ["name", "image", "state", "reason"].map(|field| container[field].as_str().unwrap_or_default());
+    assert_eq!(told, ["app", BUSYBOX, "exited", "Error"], "{listed:#}");
+    assert_eq!((&container["exitCode"], &container["restarts"]), (&json!(4), &json!(0)), "{listed:#}");
+    for (of, field) in
+        [(kept_pod, "id"), (kept_pod, "createdAt"), (container, "id"), (container, "finishedAt")]
+    {
+        assert!(of[field].as_str().is_some_and(|text| text.len() > 20), "{field}: {listed:#}");
+    }
     let removed = ask(&rig, "rm", &["alone"]).await;
     assert_eq!(removed.code, 0, "{removed:?}");
     for runs in ["alone/run/runs", "alone/state/runs"] {

@@ -100,6 +100,43 @@ async fn a_damaged_pod_of_an_earlier_run_is_removed_by_the_next() {
 }
 
 #[tokio::test]
+async fn doctor_names_a_pod_whose_run_was_killed_and_removes_it() {
+    let rig = rig!();
+    let spec = serde_json::json!({
+        "restartPolicy": "Never", "containers": [script("app", "echo up; exec sleep 1000")],
+    });
+    let path = manifest(&rig, &spec).display().to_string();
+    let log = rig.machine.directory().join("killed.log");
+    let pid = rig.machine.spawn(&words(&rig, &["run"], &[&path]), BTreeMap::new(), &log).await.unwrap();
+    until_said(&log, "up").await;
+    let doctor = async |options: &[&str]| {
+        let said = rig.machine.run(words(&rig, &["doctor"], &[&["--json"], options].concat())).await.unwrap();
+        let answer: serde_json::Value =
+            serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"));
+        let all = answer["findings"].as_array().unwrap().iter();
+        let pods: Vec<_> = all.filter(|finding| finding["check"] == "left-over pods").cloned().collect();
+        assert_eq!(pods.len(), 1, "{answer:#}");
+        pods[0].clone()
+    };
+    assert_eq!(doctor(&[]).await["verdict"], "works", "its run is alive");
+    rig.machine.signal(pid, Signal::SIGKILL).await.unwrap();
+    rig.machine.wait(pid).await.unwrap();
+    let left = doctor(&[]).await;
+    let text = |field: &str| left[field].as_str().unwrap_or_default().to_owned();
+    assert_eq!(text("verdict"), "degraded", "{left:#}");
+    for word in ["default/alone", "of its processes run", "alone/state"] {
+        assert!(text("found").contains(word), "{word}: {left:#}");
+    }
+    for word in ["podhold rm --force", "podhold doctor --fix", "--state-dir"] {
+        assert!(text("mend").contains(word), "{word}: {left:#}");
+    }
+    assert_eq!(doctor(&["--fix"]).await["verdict"], "works");
+    let pods = rig.machine.directory().join("alone/state/pods");
+    assert_eq!(fs::read_dir(&pods).map_or(0, Iterator::count), 0, "its records are left");
+    rig.finish().await;
+}
+
+#[tokio::test]
 async fn a_daemons_directories_are_refused_and_its_pods_left_alone() {
     let mut rig = rig!();
     let config = rig.pod("kept");

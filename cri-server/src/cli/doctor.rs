@@ -10,6 +10,7 @@ use crate::{
     doctor::{self, Finding, Verdict},
     output,
     runtime::Runtime,
+    standalone,
 };
 
 #[derive(Debug, clap::Args)]
@@ -17,7 +18,8 @@ pub(super) struct Arguments {
     /// As JSON, for programs
     #[arg(long)]
     json: bool,
-    /// First remove what pods that are gone have left: mounts, cgroups, network namespaces, addresses, bridges
+    /// First remove what pods that are gone have left: mounts, cgroups, network namespaces, addresses, bridges; and
+    /// pods whose podhold run was killed
     #[arg(long)]
     fix: bool,
     #[command(flatten)]
@@ -79,9 +81,12 @@ async fn fix(config: &Config, beside: Option<&Config>) -> Result<(), Failure> {
 async fn sweep(config: &Config, other: Option<&Config>) -> Result<(), Failure> {
     let others = other.map(|other| Layout::new(&other.run_dir, &other.state_dir));
     let runtime = Runtime::open(config.clone()).await?;
+    // Pods first: what is nobody's once they are gone is swept with the rest.
+    let removed = standalone::remove_forgotten(&runtime).await;
     let swept = runtime.sweep(others.as_slice()).await;
+    standalone::remove_directories(&runtime);
     runtime.close().await;
-    Ok(swept?)
+    Ok(removed.and(swept)?)
 }
 
 fn line(finding: &Finding) -> String {

@@ -94,7 +94,7 @@ fn cgroups(config: &Config, layout: &Layout, others: &[Layout]) -> BTreeSet<Stri
 }
 
 /// Whether somebody has this state directory: a daemon, or `podhold run`. One that cannot be looked at may be had.
-fn is_held(state: &Path) -> bool {
+pub(super) fn is_held(state: &Path) -> bool {
     match File::open(state) {
         Ok(dir) => flock(&dir, FlockOperation::NonBlockingLockShared).is_err(),
         Err(error) => error.kind() != io::ErrorKind::NotFound,

@@ -2,8 +2,9 @@
 //!
 //! Each check is one function that looks and answers one [`Finding`]; none changes anything, so a doctor may
 //! be called beside a running daemon. What is nobody's is removed by `Runtime::sweep`, and what is left of
-//! networks by [`remove_networks`].
+//! networks by [`remove_networks`]; pods whose `podhold run` was killed by `standalone::remove_forgotten`.
 
+mod forgotten;
 mod host;
 mod left_over;
 mod node;
@@ -75,6 +76,7 @@ pub async fn examine(config: &Config, beside: Option<&Config>) -> Vec<Finding> {
             findings.push(node::built_in(&config));
             findings.push(node::forwarding());
             findings.extend(left_over::all(&config, beside.as_ref()));
+            findings.extend(forgotten::all(&config, beside.as_ref()));
             findings
         })
     };

@@ -1,6 +1,7 @@
 //! Pods without a kubelet: a manifest becomes the same requests a kubelet would send, and the same verbs
 //! carry them out.
 
+mod forgotten;
 mod host;
 mod left;
 mod life;
@@ -17,6 +18,7 @@ mod volume;
 
 pub(crate) use self::terminal::{Label, Screen, follow};
 pub use self::{
+    forgotten::{remove_forgotten, run_by},
     left::{RUN_BY, remove_directories},
     life::Policy,
     manifest::{Manifest, ManifestError},

@@ -13,6 +13,7 @@
 
 mod docker;
 mod export;
+mod form;
 mod import;
 mod layout;
 mod plan;

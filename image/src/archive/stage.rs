@@ -16,7 +16,7 @@ use std::{
 use flate2::bufread::MultiGzDecoder;
 use tar::{Entry, EntryType};
 
-use super::corrupt;
+use super::{corrupt, form};
 use crate::{
     digest::{Digest, Hasher},
     error::{ErrorKind, ImageError},
@@ -100,7 +100,11 @@ pub(super) fn stage(
     };
     let damaged = |error: io::Error| corrupt(origin, format!("it cannot be read: {error}"));
     let budget = Rc::new(Cell::new(MAX_HEADERS));
-    let input = decompressed(input).map_err(damaged)?;
+    let (input, form) = decompressed(input).map_err(damaged)?;
+    let input = form::tar(input, form).map_err(|refusal| match refusal {
+        form::Refusal::Unread(error) => damaged(error),
+        form::Refusal::Other(what) => corrupt(origin, what),
+    })?;
     let mut tar = tar::Archive::new(Bounded { input, left: Rc::clone(&budget) });
     let mut entries = tar.entries().map_err(damaged)?;
     let mut entries_seen = 0;
@@ -313,25 +317,25 @@ fn resolve(base: &str, target: &[u8]) -> Result<String, String> {
     Ok(parts.join("/"))
 }
 
-/// The archive behind its compression, which its first bytes tell.
-fn decompressed(input: Box<dyn Read>) -> io::Result<Box<dyn Read>> {
+/// The archive behind its compression, which its first bytes tell, and the name of that.
+fn decompressed(input: Box<dyn Read>) -> io::Result<(Box<dyn Read>, Option<&'static str>)> {
     let mut start = Vec::new();
     let mut input = input;
     Read::by_ref(&mut input).take(4).read_to_end(&mut start)?;
     if let Some(name) = <[u8; 4]>::try_from(&start[..]).ok().and_then(unpack::not_understood) {
-        let reason = format!("it is compressed as {name}; plain tar, gzip and zstd are understood");
+        let reason = format!("it is compressed as {name}; {}", form::UNDERSTOOD);
         return Err(io::Error::other(reason));
     }
     let rest = BufReader::with_capacity(BUFFER, input);
     let input: Box<dyn BufRead> = Box::new(BufReader::new(io::Cursor::new(start.clone()).chain(rest)));
     Ok(match start[..] {
-        [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(input)),
+        [0x1f, 0x8b, ..] => (Box::new(MultiGzDecoder::new(input)), Some("gzip")),
         [0x28, 0xb5, 0x2f, 0xfd] => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-            Box::new(decoder)
+            (Box::new(decoder), Some("zstd"))
         }
-        _ => Box::new(input),
+        _ => (Box::new(input), None),
     })
 }
 

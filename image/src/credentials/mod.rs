@@ -38,6 +38,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Complaints about files that are kept in mind.
+const MOST_TOLD: usize = 256;
+
 /// What a caller proves itself with to a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
@@ -137,8 +140,8 @@ pub struct CredentialSources {
 pub(crate) struct Finder {
     sources: CredentialSources,
     marks: Arc<Marks>,
-    /// Files whose permissions were complained of.
-    told: Mutex<HashSet<PathBuf>>,
+    /// What was complained of, by file and reason: each is told once.
+    told: Mutex<HashSet<(PathBuf, String)>>,
 }
 
 /// What was found for one registry.
@@ -167,12 +170,24 @@ impl Finder {
                     return found;
                 }
                 Err(reason) => {
-                    tracing::warn!(file = %path.display(), registry, reason, "credentials not used");
+                    if self.is_new(path, &reason) {
+                        tracing::warn!(file = %path.display(), registry, reason, "credentials not used");
+                    }
                     found.troubles.push(format!("{}: {reason}", path.display()));
                 }
             }
         }
         found
+    }
+
+    /// Whether something about a file has not been told yet; every pull, and every layer of it, would tell it again.
+    fn is_new(&self, path: &Path, reason: &str) -> bool {
+        let mut told = self.told.lock().expect("no panics under this lock");
+        // What helpers say may be new each time.
+        if told.len() >= MOST_TOLD {
+            told.clear();
+        }
+        told.insert((path.to_owned(), reason.to_owned()))
     }
 
     async fn in_file(
@@ -204,8 +219,7 @@ impl Finder {
         if !ours || metadata.mode() & 0o022 != 0 {
             return Err("others than root can write it; run chown root and chmod 600 on it".to_owned());
         }
-        let readable = metadata.mode() & 0o044 != 0;
-        if readable && self.told.lock().expect("no panics under this lock").insert(path.to_owned()) {
+        if metadata.mode() & 0o044 != 0 && self.is_new(path, "can be read by others") {
             tracing::warn!(file = %path.display(), "credentials can be read by others than root; run chmod 600 on it");
         }
         config_file::ConfigFile::read(&bytes).map(Some)

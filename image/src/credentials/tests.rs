@@ -258,3 +258,51 @@ async fn a_helper_whose_daemon_was_killed_is_ended_by_the_next() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// Counts warnings.
+#[derive(Clone, Default)]
+struct Warnings(Arc<std::sync::atomic::AtomicUsize>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_used_is_complained_of_once_for_each_cause() {
+    let (dir, finder) = finder(&["no JSON", "{}"], &[]);
+    let readable = dir.path().join("1.json");
+    write(&readable, 0o644, "{}");
+    let warnings = Warnings::default();
+    let _heard = tracing::subscriber::set_default(warnings.clone());
+    let told = || warnings.0.load(std::sync::atomic::Ordering::Relaxed);
+    for (registry, repository) in
+        [("a.example", "x"), ("a.example", "x"), ("a.example", "y"), ("b.example", "x")]
+    {
+        let found = finder.find(registry, repository).await;
+        assert_eq!(found.troubles.len(), 1, "it is in the error of a pull all the same: {found:?}");
+    }
+    assert_eq!(told(), 2, "one for each file");
+    write(&dir.path().join("0.json"), 0o622, "{}");
+    for _ in 0..2 {
+        finder.find("a.example", "x").await;
+    }
+    assert_eq!(told(), 3, "another cause is told");
+}

@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     challenge::{Bearer, Challenge, read_token},
     client::read_bounded,
+    trouble::{causes, unknown_name},
 };
 use crate::{credentials::Credentials, hosts::Host};
 
@@ -254,7 +255,7 @@ impl Auth {
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, NoAnswer> {
         request.send().await.map_err(|error| {
-            let cause = super::client::causes(error.without_url());
+            let cause = unknown_name(&error).unwrap_or_else(|| causes(error.without_url()));
             NoAnswer { reason: format!("its token service cannot be asked: {cause}"), passing: true }
         })
     }

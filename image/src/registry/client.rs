@@ -11,7 +11,10 @@ use reqwest::{
     },
 };
 
-use super::auth::Auth;
+use super::{
+    auth::Auth,
+    trouble::{causes, unknown_name},
+};
 use crate::{
     credentials::Credentials,
     error::{ErrorKind, ImageError},
@@ -153,7 +156,8 @@ impl HostClient {
             let kind = ErrorKind::Unavailable;
             let unreachable = error.is_connect();
             let hint = if unreachable { "cannot be reached" } else { "broke off" };
-            let reason = format!("{}: {hint}: {}", ask.path, causes(error.without_url()));
+            let reason = unknown_name(&error)
+                .unwrap_or_else(|| format!("{}: {hint}: {}", ask.path, causes(error.without_url())));
             Failure { unreachable, ..self.failure(reference, kind, reason, Some(None)) }
         };
         let mut url = self.url(reference, &ask.path)?;
@@ -327,17 +331,6 @@ fn said(body: &[u8]) -> String {
         .join("; ");
     let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
     if text.is_empty() { text } else { format!(" (it says: {text})") }
-}
-
-/// An error with what caused it, in one line.
-pub(super) fn causes(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let _ = write!(text, ": {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Why a body could not be read.

@@ -15,7 +15,8 @@ use tokio::{sync::mpsc::Sender, time::Instant};
 
 use super::{
     ATTEMPTS, ATTEMPTS_WITH_OTHERS, Retry, Session, add,
-    client::{ANYTHING, Ask, Failure, HostClient, causes},
+    client::{ANYTHING, Ask, Failure, HostClient},
+    trouble::causes,
 };
 use crate::{
     digest::Digest,

@@ -16,6 +16,7 @@ mod auth;
 pub(crate) mod challenge;
 mod client;
 mod download;
+mod trouble;
 
 use std::{
     collections::HashMap,

@@ -14,6 +14,7 @@ mod tests;
 
 use std::{
     cmp::Ordering,
+    collections::HashMap,
     ffi::OsStr,
     fs, io,
     io::{BufRead, Read, Write},
@@ -63,6 +64,8 @@ impl Contents {
 /// A file as one line, or why it cannot be read.
 struct Item {
     path: Vec<u8>,
+    /// Its inode, where that has other names as well.
+    inode: Option<u64>,
     line: Result<String, Errno>,
 }
 
@@ -99,14 +102,14 @@ pub(crate) fn write(root: &OwnedFd, contents: &Contents, place: &Path) -> io::Re
 /// Something that is not as it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    /// The file, from the layer's root.
+    /// The file, from the layer's root; where it has several names, the first.
     pub path: String,
     /// What differs, in words.
     pub what: String,
 }
 
 /// What of the tree beneath `root` is not as `place` says, whose hash is `hash`: the first `most` differences, and how
-/// many there are. Reads every file. Fails when `place` cannot be used.
+/// many there are; what differs of a file with several names is one, not one for each name. Reads every file. Fails when `place` cannot be used.
 pub(crate) fn compare(
     root: &OwnedFd,
     (place, hash): (&Path, &str),
@@ -116,11 +119,23 @@ pub(crate) fn compare(
         return Err(io::Error::other("what was noted of the layer is damaged itself"));
     }
     let mut noted = Noted(io::BufReader::with_capacity(PIECE, fs::File::open(place)?));
-    let (mut differences, mut count) = (Vec::new(), 0);
-    let mut differ = |path: &[u8], what: String| {
+    let (mut differences, mut count): (Vec<Difference>, u64) = (Vec::new(), 0);
+    // Files with several names that differ: where the difference is told, if it is.
+    let mut told: HashMap<u64, Option<usize>> = HashMap::new();
+    let mut differ = |path: &[u8], inode: Option<u64>, what: String| {
+        let path = format!("/{}", String::from_utf8_lossy(path));
+        if let Some(first) = inode.and_then(|inode| told.get(&inode)) {
+            if let Some(first) = first {
+                differences[*first].what.push_str(&format!(" (also {path})"));
+            }
+            return;
+        }
         count += 1;
-        if differences.len() < most {
-            let path = format!("/{}", String::from_utf8_lossy(path));
+        let is_told = differences.len() < most;
+        if let Some(inode) = inode {
+            told.insert(inode, is_told.then_some(differences.len()));
+        }
+        if is_told {
             differences.push(Difference { path, what });
         }
     };
@@ -132,7 +147,7 @@ pub(crate) fn compare(
         let line = match item.line {
             Ok(line) => line,
             Err(errno) => {
-                differ(&item.path, format!("cannot be read: {}", io::Error::from(errno)));
+                differ(&item.path, item.inode, format!("cannot be read: {}", io::Error::from(errno)));
                 if next.as_ref().is_some_and(|(path, _)| *path == item.path) {
                     next = noted.next()?;
                 }
@@ -141,10 +156,10 @@ pub(crate) fn compare(
         };
         while let Some((path, was)) = next.take() {
             match order(&path, &item.path) {
-                Ordering::Less => differ(&path, "is missing".to_owned()),
+                Ordering::Less => differ(&path, None, "is missing".to_owned()),
                 Ordering::Equal => {
                     if was != line {
-                        differ(&path, what_differs(&was, &line));
+                        differ(&path, item.inode, what_differs(&was, &line));
                     }
                     next = noted.next()?;
                     return Ok(());
@@ -156,11 +171,11 @@ pub(crate) fn compare(
             }
             next = noted.next()?;
         }
-        differ(&item.path, "is not of the layer".to_owned());
+        differ(&item.path, None, "is not of the layer".to_owned());
         Ok(())
     })?;
     while let Some((path, _)) = next.take() {
-        differ(&path, "is missing".to_owned());
+        differ(&path, None, "is missing".to_owned());
         next = noted.next()?;
     }
     Ok((differences, count))
@@ -226,8 +241,8 @@ fn scan(
     content: &Content<'_>,
     visit: &mut dyn FnMut(Item) -> io::Result<()>,
 ) -> io::Result<()> {
-    let own = describe(root.as_fd(), OsStr::new("."), content).map(|(line, _)| line);
-    visit(Item { path: Vec::new(), line: own })?;
+    let own = describe(root.as_fd(), OsStr::new("."), content).line;
+    visit(Item { path: Vec::new(), inode: None, line: own })?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let mut waiting: Vec<Vec<u8>> = vec![Vec::new()];
@@ -238,7 +253,7 @@ fn scan(
         let (dir, names) = match listed {
             Ok(listed) => listed,
             Err(errno) => {
-                visit(Item { path, line: Err(errno) })?;
+                visit(Item { path, inode: None, line: Err(errno) })?;
                 continue;
             }
         };
@@ -250,10 +265,10 @@ fn scan(
             }
             path.extend_from_slice(&name);
             let found = describe(dir.as_fd(), OsStr::from_bytes(&name), content);
-            if found.as_ref().is_ok_and(|(_, directory)| *directory) {
+            if found.is_directory && found.line.is_ok() {
                 waiting.push(path.clone());
             }
-            visit(Item { path, line: found.map(|(line, _)| line) })?;
+            visit(Item { path, inode: found.inode, line: found.line })?;
         }
         waiting[first..].reverse();
     }
@@ -273,11 +288,28 @@ fn names(dir: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
     Ok(names)
 }
 
-/// A file as a line, and whether it is a directory.
-fn describe(dir: BorrowedFd<'_>, name: &OsStr, content: &Content<'_>) -> Result<(String, bool), Errno> {
-    let found = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+/// What is known of a file.
+struct Described {
+    is_directory: bool,
+    /// See [`Item::inode`].
+    inode: Option<u64>,
+    line: Result<String, Errno>,
+}
+
+fn describe(dir: BorrowedFd<'_>, name: &OsStr, content: &Content<'_>) -> Described {
+    let found = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) => found,
+        Err(errno) => return Described { is_directory: false, inode: None, line: Err(errno) },
+    };
+    let is_directory = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
+    let inode = (!is_directory && found.st_nlink > 1).then_some(found.st_ino);
+    Described { is_directory, inode, line: line(dir, name, &found, content) }
+}
+
+/// A file as a line.
+fn line(dir: BorrowedFd<'_>, name: &OsStr, found: &Stat, content: &Content<'_>) -> Result<String, Errno> {
     let (kind, size, hash) = match FileType::from_raw_mode(found.st_mode) {
-        FileType::RegularFile => ('f', found.st_size.cast_unsigned(), content(dir, name, &found)?),
+        FileType::RegularFile => ('f', found.st_size.cast_unsigned(), content(dir, name, found)?),
         FileType::Directory => ('d', 0, 0),
         FileType::Symlink => {
             let target = rustix::fs::readlinkat(dir, name, Vec::new())?;
@@ -289,10 +321,9 @@ fn describe(dir: BorrowedFd<'_>, name: &OsStr, content: &Content<'_>) -> Result<
         _ => ('?', 0, 0),
     };
     let xattrs = attributes(dir, name)?;
-    let Stat { st_uid: uid, st_gid: gid, st_mtime: seconds, st_mtime_nsec: parts, .. } = found;
+    let Stat { st_uid: uid, st_gid: gid, st_mtime: seconds, st_mtime_nsec: parts, .. } = *found;
     let mode = found.st_mode & 0o7777;
-    let line = format!("{kind} {mode:04o} {uid}:{gid} {seconds}.{parts} {size} {hash:x} {xattrs:x}");
-    Ok((line, kind == 'd'))
+    Ok(format!("{kind} {mode:04o} {uid}:{gid} {seconds}.{parts} {size} {hash:x} {xattrs:x}"))
 }
 
 /// A hash of all extended attributes; 0 when there are none.

@@ -161,6 +161,7 @@ pub(crate) fn not_understood(start: [u8; 4]) -> Option<&'static str> {
         [b'P', b'K', 3, 4] => "zip",
         [0x04, 0x22, 0x4d, 0x18] => "lz4",
         [b'7', b'z', 0xbc, 0xaf] => "7z",
+        [b'B', b'Z', b'h', b'1'..=b'9'] => "bzip2",
         _ => return None,
     })
 }

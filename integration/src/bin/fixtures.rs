@@ -69,7 +69,7 @@ async fn run(verb: Verb) -> Result<(), Box<dyn Error>> {
 }
 
 fn catalogue() -> std::io::Result<Catalogue> {
-    Catalogue::build(&programs::built("podhold-probe"))
+    Catalogue::build(&programs::find("podhold-probe")?)
 }
 
 async fn serve(port: u16) -> Result<(), Box<dyn Error>> {

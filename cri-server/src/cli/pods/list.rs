@@ -2,10 +2,13 @@
 
 use std::{process::ExitCode, time::SystemTime};
 
-use podhold_proto::cri::{Container, ContainerState, ContainerStatusRequest, PodSandbox, PodSandboxState};
-use serde_json::{Value, json};
+use podhold_proto::cri::{
+    Container, ContainerState, ContainerStatus, ContainerStatusRequest, PodSandbox, PodSandboxState,
+    PodSandboxStatusRequest,
+};
+use serde_json::Value;
 
-use super::{Source, Where, attempt, name_of, said, table};
+use super::{Source, Where, attempt, document, name_of, said, table};
 use crate::{cli::Failure, output};
 
 /// List pods and their containers
@@ -21,88 +24,103 @@ pub(in crate::cli) struct Arguments {
     place: Where,
 }
 
-/// One line of the table.
-struct Line {
-    pod: PodSandbox,
-    container: Option<(Container, i32)>,
+/// A pod and its containers, as far as they are to be shown.
+pub(super) struct Shown {
+    pub(super) pod: PodSandbox,
+    pub(super) ips: Vec<String>,
+    /// What the runtime says of the pod besides.
+    pub(super) more: Value,
+    pub(super) containers: Vec<(Container, ContainerStatus)>,
 }
 
 pub(super) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let mut lines = Vec::new();
+    let mut pods = Vec::new();
     for mut source in arguments.place.sources().await? {
-        lines.extend(of(&mut source, arguments.all).await?);
+        pods.extend(of(&mut source, arguments.all).await?);
         source.close().await;
     }
     if arguments.json {
-        output::line(format_args!("{:#}", Value::Array(lines.iter().map(brief).collect())))?;
+        output::line(format_args!("{:#}", Value::Array(pods.iter().map(document::pod).collect())))?;
         return Ok(ExitCode::SUCCESS);
     }
     let head = ["POD", "CONTAINER", "STATE", "RESTARTS", "AGE", "IMAGE", "ID"].map(str::to_owned).to_vec();
-    let rows: Vec<Vec<String>> = [head].into_iter().chain(lines.iter().map(row)).collect();
+    let rows: Vec<Vec<String>> = [head].into_iter().chain(pods.iter().flat_map(rows)).collect();
     output::this(format_args!("{}", table(&rows)))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn of(source: &mut Source, all: bool) -> Result<Vec<Line>, Failure> {
+async fn of(source: &mut Source, all: bool) -> Result<Vec<Shown>, Failure> {
     let containers = source.containers().await?;
-    let mut lines = Vec::new();
+    let mut pods = Vec::new();
     for pod in source.pods().await? {
-        let up = pod.state() == PodSandboxState::SandboxReady;
-        let before = lines.len();
+        let mut shown = Vec::new();
         for container in containers.iter().filter(|container| container.pod_sandbox_id == pod.id) {
             if all || container.state() == ContainerState::ContainerRunning {
-                let code = match container.state() {
-                    ContainerState::ContainerExited => exit_code(source, &container.id).await?,
-                    _ => 0,
-                };
-                lines.push(Line { pod: pod.clone(), container: Some((container.clone(), code)) });
+                // One that went away meanwhile is not shown.
+                shown.extend(status(source, &container.id).await?.map(|status| (container.clone(), status)));
             }
         }
-        if lines.len() == before && (all || up) {
-            lines.push(Line { pod, container: None });
+        if !shown.is_empty() || all || pod.state() == PodSandboxState::SandboxReady {
+            let (ips, more) = about(source, &pod.id).await?;
+            pods.push(Shown { pod, ips, more, containers: shown });
         }
     }
-    Ok(lines)
+    Ok(pods)
 }
 
-async fn exit_code(source: &mut Source, id: &str) -> Result<i32, Failure> {
+/// What is known of a container; `None` when it is gone.
+async fn status(source: &mut Source, id: &str) -> Result<Option<ContainerStatus>, Failure> {
     let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
     match source.client.container_status(request).await {
-        Ok(answer) => Ok(answer.into_inner().status.unwrap_or_default().exit_code),
-        // It went away meanwhile.
-        Err(status) if status.code() == tonic::Code::NotFound => Ok(0),
+        Ok(answer) => Ok(answer.into_inner().status),
+        Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
         Err(status) => Err(said(status)),
     }
 }
 
-fn state(line: &Line) -> String {
-    match &line.container {
-        Some((container, code)) => match container.state() {
-            ContainerState::ContainerRunning => "running".to_owned(),
-            ContainerState::ContainerCreated => "created".to_owned(),
-            ContainerState::ContainerExited => format!("exited ({code})"),
-            ContainerState::ContainerUnknown => "unknown".to_owned(),
-        },
-        None if line.pod.state() == PodSandboxState::SandboxReady => "ready".to_owned(),
-        None => "not ready".to_owned(),
+/// The addresses of a pod, and what else the runtime says of it; nothing when it is gone.
+async fn about(source: &mut Source, id: &str) -> Result<(Vec<String>, Value), Failure> {
+    let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
+    let answer = match source.client.pod_sandbox_status(request).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) if status.code() == tonic::Code::NotFound => return Ok((Vec::new(), Value::Null)),
+        Err(status) => return Err(said(status)),
+    };
+    let network = answer.status.and_then(|status| status.network).unwrap_or_default();
+    let ips = [network.ip].into_iter().chain(network.additional_ips.into_iter().map(|more| more.ip));
+    let more = answer.info.get("info").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    Ok((ips.filter(|ip| !ip.is_empty()).collect(), more))
+}
+
+fn state(container: &Container, status: &ContainerStatus) -> String {
+    match container.state() {
+        ContainerState::ContainerExited => format!("exited ({})", status.exit_code),
+        other => document::state(other).to_owned(),
     }
 }
 
-fn row(line: &Line) -> Vec<String> {
-    let of = line.pod.metadata.clone().unwrap_or_default();
-    let container = line.container.as_ref().map(|(container, _)| container);
-    let id = container.map_or(&line.pod.id, |container| &container.id);
-    let image = container.and_then(|container| container.image.clone()).unwrap_or_default();
-    let image = if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image };
-    vec![
-        if of.namespace == "default" { of.name } else { format!("{}/{}", of.namespace, of.name) },
-        container.map_or_else(|| "-".to_owned(), name_of),
-        state(line),
-        container.map_or_else(|| "-".to_owned(), |container| attempt(container).to_string()),
-        age(container.map_or(line.pod.created_at, |container| container.created_at)),
-        image,
-        id.chars().take(13).collect(),
-    ]
+/// The lines of a pod: one for each container, or one for itself.
+fn rows(shown: &Shown) -> Vec<Vec<String>> {
+    let of = shown.pod.metadata.clone().unwrap_or_default();
+    let name = if of.namespace == "default" { of.name } else { format!("{}/{}", of.namespace, of.name) };
+    let short = |id: &str| id.chars().take(13).collect::<String>();
+    if shown.containers.is_empty() {
+        let state = document::pod_state(&shown.pod).to_owned();
+        let (none, age) = ("-".to_owned(), age(shown.pod.created_at));
+        return vec![vec![name, none.clone(), state, none, age, String::new(), short(&shown.pod.id)]];
+    }
+    let row = |(container, status): &(Container, ContainerStatus)| {
+        vec![
+            name.clone(),
+            name_of(container),
+            state(container, status),
+            attempt(container).to_string(),
+            age(container.created_at),
+            document::image(container),
+            short(&container.id),
+        ]
+    };
+    shown.containers.iter().map(row).collect()
 }
 
 /// How long ago a time was, in its largest unit.
@@ -115,19 +133,4 @@ fn age(nanos: i64) -> String {
         7200..172_800 => format!("{}h", seconds / 3600),
         _ => format!("{}d", seconds / 86_400),
     }
-}
-
-fn brief(line: &Line) -> Value {
-    let of = line.pod.metadata.clone().unwrap_or_default();
-    let container = line.container.as_ref().map(|(container, code)| {
-        let exited = container.state() == ContainerState::ContainerExited;
-        json!({
-            "name": name_of(container), "id": container.id, "restarts": attempt(container),
-            "exitCode": exited.then_some(*code), "createdAt": container.created_at,
-        })
-    });
-    json!({
-        "pod": of.name, "namespace": of.namespace, "podId": line.pod.id, "state": state(line),
-        "container": container,
-    })
 }

@@ -1,5 +1,6 @@
 //! `podhold ps`, `logs`, `exec`, `stop` and `rm`: pods of `podhold run` and of a daemon, over the CRI.
 
+mod document;
 mod exec;
 mod list;
 mod logs;

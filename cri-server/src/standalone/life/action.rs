@@ -140,7 +140,8 @@ fn port(field: &str, port: &IntOrString, container: &Container) -> Result<u16, M
         IntOrString::String(name) => {
             let named = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(name));
             match named {
-                Some(port) => number(field, port.container_port.into()),
+                // A number that is none is told where it stands.
+                Some(port) => Ok(u16::try_from(port.container_port).unwrap_or_default()),
                 None => match name.parse() {
                     Ok(value) => number(field, value),
                     Err(_) => refuse(field, format!("the container has no port named {name:?}")),

@@ -35,6 +35,10 @@ use crate::{
     state::{Container, ContainerPhase, Ended},
 };
 
+/// What is told of a container that does not end when it is asked to.
+pub(super) const LATE: &str = "its grace period was over, and it was killed by SIGKILL";
+/// The exit code that SIGKILL leaves.
+const KILLED: i32 = 128 + 9;
 /// How long the word of a container's end waits for its last lines to be printed.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -74,10 +78,21 @@ pub(in crate::standalone) struct RunEnd {
     pub(in crate::standalone) ended: Ended,
     /// For which probe or hook it was killed.
     pub(in crate::standalone) unhealthy: Option<String>,
+    /// It did not end within its grace, and was killed by SIGKILL.
+    pub(in crate::standalone) late: bool,
     /// Its last words.
     pub(in crate::standalone) message: String,
     /// Its log.
     pub(in crate::standalone) log: PathBuf,
+}
+
+impl RunEnd {
+    /// Why it was killed, where it was.
+    pub(in crate::standalone) fn killed_for(&self) -> Option<String> {
+        let late = self.late.then(|| LATE.to_owned());
+        let both: Vec<String> = self.unhealthy.clone().into_iter().chain(late).collect();
+        (!both.is_empty()).then(|| both.join("; "))
+    }
 }
 
 /// Why a container is killed although nobody has ended its pod.
@@ -129,7 +144,7 @@ impl Run {
         let width = self.shared.plan.members.iter().map(|member| member.name.len()).max().unwrap_or(0);
         let label = Label::new(&self.member().name, self.member, width);
         let following = tokio::spawn(self.shared.screen.show_log(log.clone(), label, ended));
-        let (ended, unhealthy) = self.started(&id).await?;
+        let Over { ended, unhealthy, late } = self.started(&id).await?;
         over.send_replace(true);
         // Its last lines stand before the word of its end, unless their reader takes its time.
         let _printed = timeout(LAST_LINES, following).await;
@@ -140,13 +155,14 @@ impl Run {
             said => said,
         };
         let id = id.as_str().to_owned();
-        Ok(RunEnd { id, image_ref: image_ref.unwrap_or_default(), ended, unhealthy, message, log })
+        let image_ref = image_ref.unwrap_or_default();
+        Ok(RunEnd { id, image_ref, ended, unhealthy, late, message, log })
     }
 
-    /// Starts the container and attends it until it has ended; for which probe or hook it was killed, if any.
-    async fn started(&mut self, id: &ContainerId) -> Result<(Ended, Option<String>)> {
+    /// Starts the container and attends it until it has ended.
+    async fn started(&mut self, id: &ContainerId) -> Result<Over> {
         if self.stop.borrow().is_some() {
-            return Ok((gone("NotStarted", 0), None));
+            return Ok(gone("NotStarted", 0).into());
         }
         let runtime = Arc::clone(&self.shared.runtime);
         let started = runtime.start_container(id.as_str()).await;
@@ -154,7 +170,7 @@ impl Run {
             let phase = runtime.store().container(id).map(|container| container.phase);
             return match phase {
                 // A command that is not there is the container's failure, not the host's.
-                Some(ContainerPhase::Exited(ended)) => Ok((ended, None)),
+                Some(ContainerPhase::Exited(ended)) => Ok(ended.into()),
                 _ => Err(error),
             };
         }
@@ -279,6 +295,20 @@ impl Run {
     }
 }
 
+/// How a container was ended.
+struct Over {
+    ended: Ended,
+    /// See [`RunEnd`].
+    unhealthy: Option<String>,
+    late: bool,
+}
+
+impl From<Ended> for Over {
+    fn from(ended: Ended) -> Self {
+        Self { ended, unhealthy: None, late: false }
+    }
+}
+
 /// A container that runs, and what is being done about it.
 struct Attending<'a> {
     this: &'a Run,
@@ -294,12 +324,12 @@ impl<'a> Attending<'a> {
         mut self,
         ending: &mut (impl Future<Output = Ended> + Unpin),
         care: &mut (impl Future<Output = Unhealthy> + Unpin),
-    ) -> Result<(Ended, Option<String>)> {
+    ) -> Result<Over> {
         let mut stopping: Option<BoxFuture<'a, Result<()>>> = None;
         let mut told = true;
         loop {
             tokio::select! {
-                ended = &mut *ending => return Ok((ended, self.unhealthy)),
+                ended = &mut *ending => return Ok(self.over(ended)),
                 stopped = async { stopping.as_mut().expect("it is looked at before").await }, if stopping.is_some() => {
                     // One that cannot be stopped is never heard of again.
                     stopped?;
@@ -317,6 +347,13 @@ impl<'a> Attending<'a> {
                 }
             }
         }
+    }
+
+    fn over(self, ended: Ended) -> Over {
+        let after = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        // One that was killed for its memory has its own reason.
+        let late = after && ended.code == KILLED && ended.reason != "OOMKilled";
+        Over { ended, unhealthy: self.unhealthy, late }
     }
 
     /// Runs the preStop hook, the first time, and ends the container until `deadline`.

@@ -217,8 +217,9 @@ impl Living {
             Role::App => "container",
         };
         let (code, reason) = (run.ended.code, &run.ended.reason);
-        let more = run.message.trim_end();
-        let more = if more.is_empty() { String::new() } else { format!(": {more}") };
+        let late = run.late.then_some(member::LATE);
+        let said = Some(run.message.trim_end()).filter(|said| !said.is_empty());
+        let more: String = late.into_iter().chain(said).map(|text| format!(": {text}")).collect();
         let text = match again {
             Some(due) => {
                 let wait = due.saturating_duration_since(now).as_secs_f64();

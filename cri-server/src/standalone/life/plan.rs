@@ -8,7 +8,10 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, PodSpec, Probe as ProbeSpec};
 
 use super::{
-    super::manifest::{Manifest, ManifestError, refuse},
+    super::{
+        manifest::{Findings, Manifest, ManifestError, refuse},
+        request::NO_SPEC,
+    },
     action::{self, Action},
 };
 
@@ -84,25 +87,34 @@ pub(super) struct Probe {
 }
 
 impl Plan {
-    /// Reads the plan; `over` takes the place of the pod's own restartPolicy.
+    /// Reads the plan; `over` takes the place of the pod's own restartPolicy. An error has fields of the pod, and
+    /// no place yet.
     pub(in crate::standalone) fn of(
         manifest: &Manifest,
         over: Option<Policy>,
     ) -> Result<Self, ManifestError> {
-        let Some(spec) = &manifest.pod.spec else { return refuse("spec", "is missing") };
-        let of_manifest = policy("spec.restartPolicy", spec.restart_policy.as_deref())?;
+        let Some(spec) = &manifest.pod.spec else { return refuse("spec", NO_SPEC) };
+        let mut found = Findings::default();
+        let of_manifest = found.part(policy("spec.restartPolicy", spec.restart_policy.as_deref())).flatten();
         let policy = over.or(of_manifest).unwrap_or(Policy::Always);
         let mut members = Vec::new();
         for (index, container) in spec.init_containers.iter().flatten().enumerate() {
-            members.push(member(container, &format!("spec.initContainers[{index}]"), policy, true)?);
+            let field = format!("spec.initContainers[{index}]");
+            members.extend(found.part(member(container, &field, policy, true)));
         }
         for (index, container) in spec.containers.iter().enumerate() {
-            members.push(member(container, &format!("spec.containers[{index}]"), policy, false)?);
+            members.extend(found.part(member(
+                container,
+                &format!("spec.containers[{index}]"),
+                policy,
+                false,
+            )));
         }
-        Ok(Self {
+        let deadline = found.part(deadline(spec)).flatten();
+        found.whole(Self {
             members,
             grace: GRACE,
-            deadline: deadline(spec)?,
+            deadline,
             host_network: spec.host_network == Some(true),
             retries: manifest.retries,
         })
@@ -132,14 +144,16 @@ pub(super) fn seconds(field: &str, value: i64, least: i64) -> Result<Duration, M
 }
 
 fn member(container: &Container, field: &str, of_pod: Policy, setup: bool) -> Result<Member, ManifestError> {
-    let own = policy(&format!("{field}.restartPolicy"), container.restart_policy.as_deref())?;
+    let mut found = Findings::default();
+    let own = policy(&format!("{field}.restartPolicy"), container.restart_policy.as_deref());
+    let own = found.part(own).flatten();
     let role = match (setup, own) {
         (true, Some(Policy::Always)) => Role::Sidecar,
         (true, _) => Role::Init,
         (false, _) => Role::App,
     };
     if role == Role::Init {
-        refuse_on_init(container, field)?;
+        found.part(refuse_on_init(container, field));
     }
     let probe = |name: &str, spec: &Option<ProbeSpec>| {
         let read = |spec| self::probe(spec, &format!("{field}.{name}"), container);
@@ -150,15 +164,20 @@ fn member(container: &Container, field: &str, of_pod: Policy, setup: bool) -> Re
         let read = |handler| action::of_hook(&handler, &format!("{field}.lifecycle.{name}"), container);
         handler.map(read).transpose()
     };
-    Ok(Member {
+    let startup = found.part(probe("startupProbe", &container.startup_probe)).flatten();
+    let liveness = found.part(probe("livenessProbe", &container.liveness_probe)).flatten();
+    let readiness = found.part(probe("readinessProbe", &container.readiness_probe)).flatten();
+    let post_start = found.part(hook("postStart", lifecycle.post_start)).flatten();
+    let pre_stop = found.part(hook("preStop", lifecycle.pre_stop)).flatten();
+    found.whole(Member {
         name: container.name.clone(),
         role,
         policy: own.unwrap_or(of_pod),
-        startup: probe("startupProbe", &container.startup_probe)?,
-        liveness: probe("livenessProbe", &container.liveness_probe)?,
-        readiness: probe("readinessProbe", &container.readiness_probe)?,
-        post_start: hook("postStart", lifecycle.post_start)?,
-        pre_stop: hook("preStop", lifecycle.pre_stop)?,
+        startup,
+        liveness,
+        readiness,
+        post_start,
+        pre_stop,
         log_speaks: container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"),
     })
 }
@@ -171,13 +190,12 @@ fn refuse_on_init(container: &Container, field: &str) -> Result<(), ManifestErro
         ("readinessProbe", container.readiness_probe.is_some()),
         ("lifecycle", container.lifecycle.is_some()),
     ];
-    match found.into_iter().find(|(_, there)| *there) {
-        None => Ok(()),
-        Some((name, _)) => refuse(
-            format!("{field}.{name}"),
-            "an init container has none; make it a sidecar with restartPolicy: Always, or leave it out",
-        ),
+    let reason = "an init container has none; make it a sidecar with restartPolicy: Always, or leave it out";
+    let mut wrong = Findings::default();
+    for (name, _) in found.into_iter().filter(|(_, there)| *there) {
+        wrong.part::<()>(refuse(format!("{field}.{name}"), reason));
     }
+    wrong.whole(())
 }
 
 fn probe(spec: &ProbeSpec, field: &str, container: &Container) -> Result<Probe, ManifestError> {
@@ -192,25 +210,35 @@ fn probe(spec: &ProbeSpec, field: &str, container: &Container) -> Result<Probe, 
         Some(value) => refuse(format!("{field}.{name}"), format!("{value} is not a number from 1")),
     };
     let readiness = field.ends_with("readinessProbe");
-    let successes = count("successThreshold", spec.success_threshold, 1)?;
+    let mut found = Findings::default();
+    let successes = found.part(count("successThreshold", spec.success_threshold, 1)).unwrap_or(1);
     if successes != 1 && !readiness {
-        return refuse(format!("{field}.successThreshold"), "must be 1; only readinessProbe takes more");
+        let reason = "must be 1; only readinessProbe takes more";
+        found.part::<()>(refuse(format!("{field}.successThreshold"), reason));
     }
     let grace = match spec.termination_grace_period_seconds {
         Some(_) if readiness => {
             let reason = "nothing is ended for this probe; leave it out";
-            return refuse(format!("{field}.terminationGracePeriodSeconds"), reason);
+            refuse(format!("{field}.terminationGracePeriodSeconds"), reason)
         }
-        Some(value) => Some(seconds(&format!("{field}.terminationGracePeriodSeconds"), value, 1)?),
-        None => None,
+        Some(value) => seconds(&format!("{field}.terminationGracePeriodSeconds"), value, 1).map(Some),
+        None => Ok(None),
     };
-    Ok(Probe {
-        action: action::of_probe(spec, field, container)?,
-        delay: time("initialDelaySeconds", spec.initial_delay_seconds, 0, 0)?,
-        period: time("periodSeconds", spec.period_seconds, 10, 1)?,
-        timeout: time("timeoutSeconds", spec.timeout_seconds, 1, 1)?,
+    let grace = found.part(grace).flatten();
+    let delay = found.part(time("initialDelaySeconds", spec.initial_delay_seconds, 0, 0));
+    let period = found.part(time("periodSeconds", spec.period_seconds, 10, 1));
+    let timeout = found.part(time("timeoutSeconds", spec.timeout_seconds, 1, 1));
+    let failures = found.part(count("failureThreshold", spec.failure_threshold, 3));
+    // Without an action there is no probe, and its other fields are told all the same.
+    let action =
+        found.part(action::of_probe(spec, field, container)).unwrap_or(Action::Sleep(Duration::ZERO));
+    found.whole(Probe {
+        action,
+        delay: delay.unwrap_or_default(),
+        period: period.unwrap_or_default(),
+        timeout: timeout.unwrap_or_default(),
         successes,
-        failures: count("failureThreshold", spec.failure_threshold, 3)?,
+        failures: failures.unwrap_or_default(),
         grace,
     })
 }

@@ -27,6 +27,8 @@ pub(in crate::standalone) struct Object {
     pub(in crate::standalone) kind: String,
     /// Its values by key.
     pub(in crate::standalone) entries: BTreeMap<String, Vec<u8>>,
+    /// It could not be read as it stands, so that keys may be missing.
+    pub(in crate::standalone) flawed: bool,
 }
 
 impl std::fmt::Debug for Object {
@@ -40,6 +42,8 @@ impl std::fmt::Debug for Object {
 #[derive(Debug, Clone, Default)]
 pub(in crate::standalone) struct Data {
     objects: BTreeMap<(Kind, String), Object>,
+    /// Some of the file could not be read, so that there may be more of them.
+    pub(in crate::standalone) flawed: bool,
 }
 
 impl Data {
@@ -52,9 +56,8 @@ impl Data {
         self.objects.keys().filter(|(known, _)| *known == kind).map(|(_, name)| name.as_str()).collect()
     }
 
-    /// Adds one; `false` when there is one of this kind and name.
-    pub(super) fn add(&mut self, kind: Kind, name: String, object: Object) -> bool {
-        self.objects.insert((kind, name), object).is_none()
+    pub(super) fn add(&mut self, kind: Kind, name: String, object: Object) {
+        self.objects.insert((kind, name), object);
     }
 }
 
@@ -62,7 +65,7 @@ impl From<ConfigMap> for Object {
     fn from(map: ConfigMap) -> Self {
         let text = map.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.into_bytes()));
         let binary = map.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0));
-        Self { kind: String::new(), entries: binary.chain(text).collect() }
+        Self { kind: String::new(), entries: binary.chain(text).collect(), flawed: false }
     }
 }
 
@@ -72,7 +75,7 @@ impl From<Secret> for Object {
         // As the API server does it, stringData wins.
         let text = secret.string_data.unwrap_or_default();
         let text = text.into_iter().map(|(key, value)| (key, value.into_bytes()));
-        Self { kind: secret.type_.unwrap_or_default(), entries: data.chain(text).collect() }
+        Self { kind: secret.type_.unwrap_or_default(), entries: data.chain(text).collect(), flawed: false }
     }
 }
 

@@ -15,8 +15,9 @@ use serde::Deserialize;
 use super::{
     Problem,
     data::{Data, Kind, Object, bad_key},
+    draft::draft,
     node::{Node, Value, join},
-    read, typed,
+    read,
 };
 use crate::standalone::supported::{self, Refused};
 
@@ -60,6 +61,10 @@ pub(super) struct Found {
     pub(super) aside: Aside,
     pub(super) document: Node,
     pub(super) within: String,
+    /// What is wrong in the pod's document.
+    pub(super) flaws: Vec<Problem>,
+    /// What is wrong in the other ones.
+    pub(super) flaws_beside: Vec<Problem>,
 }
 
 /// What a workload says beside its pod.
@@ -71,7 +76,7 @@ pub(super) struct Aside {
     pub(super) retries: Option<u32>,
 }
 
-/// The pod of a text.
+/// The pod of a text, as far as it can be read; all that is wrong when there is none.
 pub(super) fn one_pod(text: &str) -> Result<Found, Vec<Problem>> {
     let documents = read::documents(text).map_err(|fault| {
         vec![Problem { file: None, at: Some(fault.at), field: String::new(), reason: fault.reason }]
@@ -96,18 +101,24 @@ pub(super) fn one_pod(text: &str) -> Result<Found, Vec<Problem>> {
         );
         problems.push(Problem { file: None, at: Some(second.at), field: String::new(), reason });
     }
-    let Some((document, within)) = pods.into_iter().next().filter(|_| problems.is_empty()) else {
-        return Err(problems);
-    };
-    let mut aside = Aside::default();
-    let pod = pod(&document, within, &mut aside).map_err(|wrong| problems.extend(wrong)).ok();
-    let namespace = pod.as_ref().and_then(|pod| pod.metadata.namespace.clone());
-    let data = collect(&data, namespace.as_deref(), &mut problems);
-    match pod {
-        Some(pod) if problems.is_empty() => {
-            Ok(Found { pod, data, aside, document, within: within.to_owned() })
+    let unread = !problems.is_empty();
+    let (mut aside, mut flaws, mut pod) = (Aside::default(), Vec::new(), None);
+    let first = pods.into_iter().next();
+    if let Some((document, within)) = &first {
+        pod = self::pod(document, within, &mut aside, &mut flaws);
+    }
+    let named = pod.as_ref().map(|pod| pod.metadata.namespace.as_deref().unwrap_or("default"));
+    let mut data = collect(&data, named.filter(|_| flaws.is_empty()), &mut problems);
+    data.flawed |= unread;
+    match (first, pod) {
+        (Some((document, within)), Some(pod)) => {
+            let within = within.to_owned();
+            Ok(Found { pod, data, aside, document, within, flaws, flaws_beside: problems })
         }
-        _ => Err(problems),
+        _ => {
+            problems.append(&mut flaws);
+            Err(problems)
+        }
     }
 }
 
@@ -161,43 +172,40 @@ fn sort(document: &Node) -> Result<Sort, Problem> {
     refuse("kind", format!("{kind} is not supported by podhold run: {hint}"))
 }
 
-/// A document as a typed structure; all that is wrong with it otherwise.
-fn checked<T: for<'de> Deserialize<'de>>(document: &Node, within: &str) -> Result<T, Vec<Problem>> {
-    let (value, mut problems) = typed::read::<T>(document, "");
-    let unknown: HashSet<String> = problems.iter().map(|problem| problem.field.clone()).collect();
-    // What is below a field that does not exist is not told.
+/// A document as a typed structure, as far as it can be read.
+fn checked<T: for<'de> Deserialize<'de>>(
+    document: &Node,
+    within: &str,
+    problems: &mut Vec<Problem>,
+) -> Option<T> {
+    let (value, mut wrong) = draft::<T>(document);
+    let told: HashSet<String> = wrong.iter().map(|problem| problem.field.clone()).collect();
+    // What is below a field that is wrong is not told, nor what is wrong with one in two ways.
     let is_known = |path: &str| {
         let ends = path.match_indices(['.', '[']).map(|(at, _)| at).chain([path.len()]);
-        !ends.into_iter().any(|end| unknown.contains(&path[..end]))
+        !ends.into_iter().any(|end| told.contains(&path[..end]))
     };
     for Refused { at, path, reason } in supported::refused(document, within) {
         if is_known(&path) {
-            problems.push(Problem { file: None, at: Some(at), field: path, reason });
+            wrong.push(Problem { file: None, at: Some(at), field: path, reason });
         }
     }
-    match value {
-        Ok(value) if problems.is_empty() => Ok(value),
-        Ok(_) => Err(problems),
-        Err(problem) => {
-            // The type of a field that is refused anyway does not matter.
-            problems.push(problem);
-            Err(problems)
-        }
-    }
+    problems.append(&mut wrong);
+    value
 }
 
-fn pod(document: &Node, within: &str, aside: &mut Aside) -> Result<Pod, Vec<Problem>> {
+fn pod(document: &Node, within: &str, aside: &mut Aside, problems: &mut Vec<Problem>) -> Option<Pod> {
     let notes = &mut aside.notes;
     match document.word("kind") {
         "Pod" => {
-            let mut pod: Pod = checked(document, within)?;
+            let mut pod: Pod = checked(document, within, problems)?;
             let given =
                 pod.metadata.generate_name.as_deref().map(|name| name.trim_end_matches('-').to_owned());
             pod.metadata.name = pod.metadata.name.or(given);
             pod.status = None;
-            Ok(pod)
+            Some(pod)
         }
-        "Deployment" => checked(document, within).map(|workload: Deployment| {
+        "Deployment" => checked(document, within, problems).map(|workload: Deployment| {
             let spec = workload.spec.unwrap_or_default();
             one_of(notes, "spec.replicas", spec.replicas);
             if spec.paused == Some(true) {
@@ -205,20 +213,22 @@ fn pod(document: &Node, within: &str, aside: &mut Aside) -> Result<Pod, Vec<Prob
             }
             of_template(workload.metadata, spec.template)
         }),
-        "ReplicaSet" => checked(document, within).map(|workload: ReplicaSet| {
+        "ReplicaSet" => checked(document, within, problems).map(|workload: ReplicaSet| {
             let spec = workload.spec.unwrap_or_default();
             one_of(notes, "spec.replicas", spec.replicas);
             of_template(workload.metadata, spec.template.unwrap_or_default())
         }),
-        "ReplicationController" => checked(document, within).map(|workload: ReplicationController| {
-            let spec = workload.spec.unwrap_or_default();
-            one_of(notes, "spec.replicas", spec.replicas);
-            of_template(workload.metadata, spec.template.unwrap_or_default())
-        }),
-        "DaemonSet" => checked(document, within).map(|workload: DaemonSet| {
+        "ReplicationController" => {
+            checked(document, within, problems).map(|workload: ReplicationController| {
+                let spec = workload.spec.unwrap_or_default();
+                one_of(notes, "spec.replicas", spec.replicas);
+                of_template(workload.metadata, spec.template.unwrap_or_default())
+            })
+        }
+        "DaemonSet" => checked(document, within, problems).map(|workload: DaemonSet| {
             of_template(workload.metadata, workload.spec.unwrap_or_default().template)
         }),
-        "StatefulSet" => checked(document, within).map(|workload: StatefulSet| {
+        "StatefulSet" => checked(document, within, problems).map(|workload: StatefulSet| {
             let spec = workload.spec.unwrap_or_default();
             one_of(notes, "spec.replicas", spec.replicas);
             let mut metadata = workload.metadata;
@@ -231,18 +241,24 @@ fn pod(document: &Node, within: &str, aside: &mut Aside) -> Result<Pod, Vec<Prob
             pod
         }),
         "Job" => {
-            let workload: Job = checked(document, within)?;
-            job(document, workload.metadata, workload.spec.unwrap_or_default(), ("spec", aside))
+            let workload: Job = checked(document, within, problems)?;
+            let spec = workload.spec.unwrap_or_default();
+            let mut refuse =
+                |field: &str, reason: &str| problems.push(wrong(document, format!("spec.{field}"), reason));
+            Some(job(workload.metadata, spec, ("spec", aside), &mut refuse))
         }
         _ => {
-            let workload: CronJob = checked(document, within)?;
+            let workload: CronJob = checked(document, within, problems)?;
             if workload.spec.suspend == Some(true) {
-                return Err(vec![wrong(document, "spec.suspend".to_owned(), SUSPENDED)]);
+                problems.push(wrong(document, "spec.suspend".to_owned(), SUSPENDED));
             }
-            let template = workload.spec.job_template;
+            let spec = workload.spec.job_template.spec.unwrap_or_default();
             notes.push("spec.schedule: the job is run once, and now".to_owned());
             let path = "spec.jobTemplate.spec";
-            job(document, workload.metadata, template.spec.unwrap_or_default(), (path, aside))
+            let mut refuse = |field: &str, reason: &str| {
+                problems.push(wrong(document, format!("{path}.{field}"), reason));
+            };
+            Some(job(workload.metadata, spec, (path, aside), &mut refuse))
         }
     }
 }
@@ -251,36 +267,31 @@ fn wrong(document: &Node, field: String, reason: &str) -> Problem {
     Problem { file: None, at: Some(document.locate(&field)), field, reason: reason.to_owned() }
 }
 
+/// The pod of a job; `refuse` takes the fields of the job that no cluster would take, and why.
 fn job(
-    document: &Node,
     metadata: ObjectMeta,
     spec: JobSpec,
     (path, aside): (&str, &mut Aside),
-) -> Result<Pod, Vec<Problem>> {
-    let refuse = |field: &str, reason: &str| Err(vec![wrong(document, format!("{path}.{field}"), reason)]);
+    refuse: &mut dyn FnMut(&str, &str),
+) -> Pod {
     if let Some(mode) = spec.completion_mode.as_deref().filter(|mode| *mode != "NonIndexed") {
-        return refuse(
-            "completionMode",
-            &format!("{mode:?} is not supported by podhold run; use NonIndexed"),
-        );
+        refuse("completionMode", &format!("{mode:?} is not supported by podhold run; use NonIndexed"));
     }
     if spec.suspend == Some(true) {
-        return refuse("suspend", SUSPENDED);
+        refuse("suspend", SUSPENDED);
     }
     let policy = spec.template.spec.as_ref().and_then(|pod| pod.restart_policy.as_deref());
     match policy {
         Some("OnFailure" | "Never") => {}
         Some(other) => {
             let reason = format!("{other:?} is not for a job; it is OnFailure or Never");
-            return refuse("template.spec.restartPolicy", &reason);
+            refuse("template.spec.restartPolicy", &reason);
         }
-        None => {
-            return refuse("template.spec.restartPolicy", "is missing; for a job it is OnFailure or Never");
-        }
+        None => refuse("template.spec.restartPolicy", "is missing; for a job it is OnFailure or Never"),
     }
     match u32::try_from(spec.backoff_limit.unwrap_or(RETRIES)) {
         Ok(limit) => aside.retries = Some(limit),
-        Err(_) => return refuse("backoffLimit", "is less than 0"),
+        Err(_) => refuse("backoffLimit", "is less than 0"),
     }
     if policy == Some("Never") && spec.backoff_limit.is_some_and(|limit| limit > 0) {
         let note = "one pod is run, and no other in its place when it fails; with restartPolicy OnFailure its \
@@ -296,7 +307,7 @@ fn job(
         (Some(of_pod), Some(of_job)) => Some(of_pod.min(of_job)),
         (of_pod, of_job) => of_pod.or(of_job),
     };
-    Ok(pod)
+    pod
 }
 
 fn one_of(notes: &mut Vec<String>, field: &str, wanted: Option<i32>) {
@@ -314,45 +325,47 @@ fn of_template(workload: ObjectMeta, template: PodTemplateSpec) -> Pod {
     Pod { metadata, spec: template.spec, status: None }
 }
 
+/// The ConfigMaps and Secrets; `namespace` is the pod's where that is known.
 fn collect(documents: &[(Node, Kind)], namespace: Option<&str>, problems: &mut Vec<Problem>) -> Data {
     let mut data = Data::default();
     for (document, kind) in documents {
+        let before = problems.len();
         let read = match kind {
-            Kind::ConfigMap => {
-                checked::<ConfigMap>(document, "").map(|map| (map.metadata.clone(), Object::from(map)))
-            }
-            Kind::Secret => {
-                checked::<Secret>(document, "").map(|secret| (secret.metadata.clone(), Object::from(secret)))
-            }
+            Kind::ConfigMap => checked::<ConfigMap>(document, "", problems)
+                .map(|map| (map.metadata.clone(), Object::from(map))),
+            Kind::Secret => checked::<Secret>(document, "", problems)
+                .map(|secret| (secret.metadata.clone(), Object::from(secret))),
         };
-        let (metadata, object) = match read {
-            Ok(read) => read,
-            Err(wrong) => {
-                problems.extend(wrong);
-                continue;
-            }
+        let Some((metadata, mut object)) = read else {
+            data.flawed = true;
+            continue;
         };
-        let mut refuse = |field: &str, reason: String| {
-            let at = Some(document.locate(field));
-            problems.push(Problem { file: None, at, field: field.to_owned(), reason });
-        };
+        object.flawed = problems.len() > before;
+        let mut refuse =
+            |field: &str, reason: String| problems.push(wrong(document, field.to_owned(), &reason));
         for key in object.entries.keys() {
             if let Some(reason) = bad_key(key) {
                 refuse("data", reason);
             }
         }
         let other = |mine: &&str| metadata.namespace.as_deref().is_some_and(|of| of != *mine);
-        if let Some(mine) = namespace.or(Some("default")).filter(other) {
+        if let Some(mine) = namespace.filter(other) {
             refuse(
                 "metadata.namespace",
                 format!("is not {mine:?}, the pod's; a pod sees what is in its own"),
             );
         }
         let name = metadata.name.unwrap_or_default();
-        if name.is_empty() {
-            refuse("metadata.name", "is missing; give it a name".to_owned());
-        } else if !data.add(*kind, name.clone(), object) {
-            refuse("metadata.name", format!("two {}s are named {name:?}", kind.name()));
+        match (name.is_empty(), object.flawed) {
+            (true, true) => data.flawed = true,
+            (true, false) => {
+                refuse("metadata.name", "is missing; give it a name".to_owned());
+                data.flawed = true;
+            }
+            (false, _) if data.get(*kind, &name).is_some() => {
+                refuse("metadata.name", format!("two {}s are named {name:?}", kind.name()));
+            }
+            (false, _) => data.add(*kind, name, object),
         }
     }
     data

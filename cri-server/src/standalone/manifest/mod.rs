@@ -6,30 +6,32 @@
 
 mod data;
 mod documents;
+mod draft;
 mod node;
+mod problem;
 mod read;
 mod scalar;
 mod typed;
 
-use std::{
-    fmt,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::{io::Read, path::Path};
 
 use k8s_openapi::api::core::v1::Pod;
 
+pub use self::problem::ManifestError;
 pub(super) use self::{
     data::{Data, Kind, Object},
     node::{Node, Position, Value, join},
+    problem::{Findings, refuse},
+};
+use self::{
+    node::{is_within, parent},
+    problem::Problem,
 };
 
 /// Largest manifest that is read, in bytes; what the Kubernetes API server takes.
 const LARGEST: u64 = 3 << 20;
-/// Problems that are told in one message.
-const SHOWN: usize = 8;
 
-/// A pod that was read and holds nothing that is not understood.
+/// A pod as far as it could be read. Nothing is made of it while it has flaws: [`Manifest::told`] has them.
 #[derive(Debug, Clone)]
 pub struct Manifest {
     pub(super) pod: Pod,
@@ -43,64 +45,10 @@ pub struct Manifest {
     document: Node,
     /// Where in its document the pod is: empty, or such as `spec.template`.
     within: String,
-}
-
-/// Why a manifest cannot be run.
-#[derive(Debug, thiserror::Error)]
-pub enum ManifestError {
-    /// The file cannot be read.
-    #[error("{path}: cannot be read")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: std::io::Error,
-    },
-    /// What is wrong in it, each on a line of its own; never empty.
-    #[error("{}", lines(.0))]
-    Wrong(Vec<Problem>),
-}
-
-/// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    file: Option<String>,
-    at: Option<Position>,
-    /// The path of the field; empty for the whole.
-    field: String,
-    reason: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, at, field, reason } = self;
-        if let Some(file) = file {
-            write!(f, "{file}:")?;
-        }
-        if let Some(at) = at {
-            write!(f, "{at}:")?;
-        }
-        let space = if file.is_some() || at.is_some() { " " } else { "" };
-        match field.as_str() {
-            "" => write!(f, "{space}{reason}"),
-            field => write!(f, "{space}{field}: {reason}"),
-        }
-    }
-}
-
-fn lines(problems: &[Problem]) -> String {
-    let mut lines: Vec<String> = problems.iter().take(SHOWN).map(ToString::to_string).collect();
-    if let Some(more) = problems.len().checked_sub(SHOWN).filter(|more| *more > 0) {
-        lines.push(format!("and {more} more"));
-    }
-    lines.join("\n")
-}
-
-/// Refuses a field of the pod.
-pub(super) fn refuse<T>(field: impl Into<String>, reason: impl Into<String>) -> Result<T, ManifestError> {
-    let problem = Problem { file: None, at: None, field: field.into(), reason: reason.into() };
-    Err(ManifestError::Wrong(vec![problem]))
+    /// What is wrong in the pod's document.
+    flaws: Vec<Problem>,
+    /// What is wrong in the other ones.
+    flaws_beside: Vec<Problem>,
 }
 
 /// A name as Kubernetes has them: small letters, digits and `-` (in a pod's name also `.`).
@@ -121,7 +69,7 @@ pub(super) fn check_name(field: &str, name: &str, longest: usize) -> Result<(), 
 }
 
 impl Manifest {
-    /// Reads a file; `-` is standard input.
+    /// Reads a file, as far as that goes; `-` is standard input.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
         let failed = |source| ManifestError::Read { path: path.to_owned(), source };
         let standard_input = path == Path::new("-");
@@ -141,7 +89,7 @@ impl Manifest {
             return refuse(format!("is larger than {LARGEST} bytes"));
         }
         match String::from_utf8(text) {
-            Ok(text) => Self::parse(&name, &text),
+            Ok(text) => Self::draft(&name, &text),
             Err(error) => {
                 let at = error.utf8_error().valid_up_to();
                 refuse(format!("is not text in UTF-8: byte {at} is none of it"))
@@ -149,10 +97,17 @@ impl Manifest {
         }
     }
 
-    /// Reads the text of a manifest; `file` is what messages call it.
+    /// Reads the text of a manifest without a flaw; `file` is what messages call it.
     pub fn parse(file: &str, text: &str) -> Result<Self, ManifestError> {
-        documents::one_pod(text)
-            .map(|found| Self {
+        let manifest = Self::draft(file, text)?;
+        manifest.told(Findings::default(), Some(()))?;
+        Ok(manifest)
+    }
+
+    /// Reads the text of a manifest as far as that goes. An error is what leaves no pod at all.
+    pub(super) fn draft(file: &str, text: &str) -> Result<Self, ManifestError> {
+        match documents::one_pod(text) {
+            Ok(found) => Ok(Self {
                 pod: found.pod,
                 data: found.data,
                 retries: found.aside.retries,
@@ -160,28 +115,54 @@ impl Manifest {
                 file: file.to_owned(),
                 document: found.document,
                 within: found.within,
-            })
-            .map_err(|mut problems| {
-                problems.sort_by_key(|problem| problem.at);
-                problems.dedup();
-                for problem in &mut problems {
-                    problem.file = Some(file.to_owned());
-                }
-                ManifestError::Wrong(problems)
-            })
+                flaws: found.flaws,
+                flaws_beside: found.flaws_beside,
+            }),
+            Err(problems) => Err(problem::sorted(file, problems)),
+        }
     }
 
-    /// Adds to what [`refuse`] made of a field of the pod where that is in the file.
-    pub(super) fn placed(&self, error: ManifestError) -> ManifestError {
-        let ManifestError::Wrong(mut problems) = error else { return error };
-        for problem in problems.iter_mut().filter(|problem| problem.file.is_none()) {
-            if !self.within.is_empty() && !problem.field.is_empty() {
-                problem.field = format!("{}.{}", self.within, problem.field);
-            }
+    /// What is made of it, or all that is wrong with it: its flaws, and what was found in the pod beside them.
+    pub(super) fn told<T>(&self, found: Findings, made: Option<T>) -> Result<T, ManifestError> {
+        let placed = found.into_problems().into_iter().map(|mut problem| {
+            problem.field = self.path(&problem.field);
             problem.at = Some(self.document.locate(&problem.field));
-            problem.file = Some(self.file.clone());
+            problem
+        });
+        let mut problems: Vec<Problem> =
+            placed.filter(|problem| !self.hides(&problem.field)).chain(self.flaws.clone()).collect();
+        problems.extend(self.flaws_beside.iter().cloned());
+        match made {
+            Some(made) if problems.is_empty() => Ok(made),
+            _ => Err(problem::sorted(&self.file, problems)),
         }
-        ManifestError::Wrong(problems)
+    }
+
+    /// Whether a field of the pod does not say all that was meant: it is wrong, or a wrong one was meant for it.
+    pub(super) fn is_flawed(&self, field: &str) -> bool {
+        self.is_flawed_at(&self.path(field))
+    }
+
+    fn is_flawed_at(&self, path: &str) -> bool {
+        self.flaws.iter().any(|flaw| is_within(path, &flaw.field) || self.may_mean(flaw, path))
+    }
+
+    /// Whether a problem of a field may only follow from a flaw.
+    fn hides(&self, path: &str) -> bool {
+        self.is_flawed_at(path) || self.flaws.iter().any(|flaw| is_within(&flaw.field, path))
+    }
+
+    /// What is not there may be what a wrong field beside it was meant for.
+    fn may_mean(&self, flaw: &Problem, path: &str) -> bool {
+        self.document.first_missing(path).is_some_and(|missing| parent(missing) == parent(&flaw.field))
+    }
+
+    /// The path in its document of a field of the pod.
+    fn path(&self, field: &str) -> String {
+        match (self.within.as_str(), field) {
+            ("", field) | (field, "") => field.to_owned(),
+            (within, field) => format!("{within}.{field}"),
+        }
     }
 }
 

@@ -62,28 +62,86 @@ impl Node {
 
     /// Where a path such as `spec.containers[1].name` leads; where it ends early, the last place on the way.
     pub(super) fn locate(&self, path: &str) -> Position {
-        let mut node = self;
-        let mut rest = path;
-        loop {
-            rest = rest.strip_prefix('.').unwrap_or(rest);
-            let next = match &node.value {
-                Value::Map(entries) => entries.iter().find_map(|entry| {
-                    let step = step(&entry.key);
-                    let after = rest.strip_prefix(step.as_str())?;
-                    (after.is_empty() || after.starts_with(['.', '['])).then_some((&entry.node, after))
-                }),
-                Value::List(items) => rest.strip_prefix('[').and_then(|inner| {
-                    let (index, after) = inner.split_once(']')?;
-                    Some((items.get(index.parse::<usize>().ok()?)?, after))
-                }),
+        self.follow(path).0.at
+    }
+
+    /// The part of a path with the first step that leads nowhere; `None` when there is something at its end.
+    pub(super) fn first_missing<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let (_, rest) = self.follow(path);
+        let step = rest.strip_prefix('.').unwrap_or(rest);
+        let end = match step.strip_prefix("[\"") {
+            Some(key) => key.find("\"]").map(|end| end + 4),
+            None => step.get(1..).and_then(|inner| inner.find(['.', '['])).map(|end| end + 1),
+        };
+        (!step.is_empty()).then(|| &path[..path.len() - step.len() + end.unwrap_or(step.len())])
+    }
+
+    /// What is at a path.
+    pub(super) fn find_mut(&mut self, path: &str) -> Option<&mut Node> {
+        let (mut node, mut rest) = (self, path);
+        while !rest.is_empty() {
+            let (index, after) = node.child(rest)?;
+            rest = after;
+            node = match &mut node.value {
+                Value::Map(entries) => &mut entries.get_mut(index)?.node,
+                Value::List(items) => items.get_mut(index)?,
+                _ => return None,
+            };
+        }
+        Some(node)
+    }
+
+    /// The last value on the way of a path, and what of the path leads nowhere.
+    fn follow<'p>(&self, path: &'p str) -> (&Node, &'p str) {
+        let (mut node, mut rest) = (self, path);
+        while let Some((index, after)) = node.child(rest) {
+            let inner = match &node.value {
+                Value::Map(entries) => entries.get(index).map(|entry| &entry.node),
+                Value::List(items) => items.get(index),
                 _ => None,
             };
-            match next {
-                Some((inner, after)) if !rest.is_empty() => (node, rest) = (inner, after),
-                _ => return node.at,
+            let Some(inner) = inner else { break };
+            (node, rest) = (inner, after);
+        }
+        (node, rest)
+    }
+
+    /// Which value of this one the first step of a path means, and the rest of the path.
+    fn child<'p>(&self, path: &'p str) -> Option<(usize, &'p str)> {
+        let path = path.strip_prefix('.').unwrap_or(path);
+        match &self.value {
+            _ if path.is_empty() => None,
+            Value::Map(entries) => entries.iter().enumerate().find_map(|(index, entry)| {
+                let after = path.strip_prefix(step(&entry.key).as_str())?;
+                (after.is_empty() || after.starts_with(['.', '['])).then_some((index, after))
+            }),
+            Value::List(items) => {
+                let (index, after) = path.strip_prefix('[')?.split_once(']')?;
+                let index = index.parse().ok().filter(|index| *index < items.len())?;
+                Some((index, after))
             }
+            _ => None,
         }
     }
+}
+
+/// The path of what a field belongs to; empty for the whole.
+pub(in crate::standalone) fn parent(path: &str) -> &str {
+    let end = if path.ends_with("\"]") {
+        // Within a key every quotation mark has a backslash before it.
+        path.rfind("[\"")
+    } else if path.ends_with(']') {
+        path.rfind('[')
+    } else {
+        path.rfind('.')
+    };
+    &path[..end.unwrap_or(0)]
+}
+
+/// Whether a field is another one, or belongs to it.
+pub(in crate::standalone) fn is_within(path: &str, outer: &str) -> bool {
+    let rest = path.strip_prefix(outer);
+    rest.is_some_and(|rest| outer.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// The path of a field below `base`.
@@ -131,5 +189,16 @@ mod tests {
             assert_eq!(tree.locate(path).line, line, "{path}");
         }
         assert_eq!(join("spec", "a.b/c"), "spec[\"a.b/c\"]");
+        for (path, missing, above) in [
+            ("spec.list[0].name", None, "spec.list[0]"),
+            ("spec.list[0].nothing.more", Some("spec.list[0].nothing"), "spec.list[0].nothing"),
+            ("spec.list[7].name", Some("spec.list[7]"), "spec.list[7]"),
+            ("spec[\"a.b/c\"]", None, "spec"),
+            ("spec[\"b.c\"].more", Some("spec[\"b.c\"]"), "spec[\"b.c\"]"),
+            ("nothing", Some("nothing"), ""),
+        ] {
+            assert_eq!((tree.first_missing(path), parent(path)), (missing, above), "{path}");
+        }
+        assert!(is_within("a.b[0]", "a.b") && is_within("a", "") && !is_within("a.bc", "a.b"));
     }
 }

@@ -163,12 +163,36 @@ fn what_is_no_manifest_of_one_pod_is_refused_with_the_whole_message() {
 
 #[test]
 fn many_problems_are_told_at_once_and_not_all() {
-    let fields: String = (0..20).map(|n| format!("  zz{n}: 1\n")).collect();
+    let fields: String = (0..32).map(|n| format!("  zz{n}: 1\n")).collect();
     let message = read(&POD.replace("spec: {", &format!("metadata2:\n{fields}spec: {{"))).1;
     assert_eq!(message.lines().count(), 1, "an unknown field hides what is below it: {message}");
     let message = read(&format!("apiVersion: v1\nkind: Pod\nspec:\n{fields}")).1;
-    assert_eq!(message.lines().count(), 9);
+    assert_eq!(message.lines().count(), 21);
     assert!(message.ends_with("and 12 more"), "{message}");
+}
+
+#[test]
+fn every_value_of_a_wrong_type_is_told_and_what_stands_beside_it() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: 7}\nspec:\n  hostNetwork: 'no'\n  containers:\n  - name: \
+                c\n    image: 5\n    args: [1, a, 2]\n    env: {A: b}\n    ports: [8, {containerPort: x, zz: 1}]\n  - \
+                text\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {k: 1, l: [2], m: good}\n";
+    let message = read(text).1;
+    let fields: Vec<&str> = message.lines().map(|line| line.split(": ").nth(1).unwrap_or_default()).collect();
+    let want = [
+        "metadata.name",
+        "spec.hostNetwork",
+        "spec.containers[0].image",
+        "spec.containers[0].args[0]",
+        "spec.containers[0].args[2]",
+        "spec.containers[0].env",
+        "spec.containers[0].ports[0]",
+        "spec.containers[0].ports[1].containerPort",
+        "spec.containers[0].ports[1].zz",
+        "spec.containers[1]",
+        "data.k",
+        "data.l",
+    ];
+    assert_eq!(fields, want, "{message}");
 }
 
 /// What this thread has had of the processor: other work on the machine does not count.

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Container;
 use podhold_proto::cri;
 
 use super::{Around, ContainerRequest, Pull, environment::Environment, mounts, resources::Quality, security};
-use crate::standalone::manifest::{ManifestError, check_name, refuse};
+use crate::standalone::manifest::{Findings, ManifestError, check_name, refuse};
 
 /// Where a container leaves its last words, unless it says otherwise.
 const LAST_WORDS: &str = "/dev/termination-log";
@@ -16,13 +16,17 @@ pub(super) fn request(
     quality: Quality,
     around: &Around<'_>,
 ) -> Result<ContainerRequest, ManifestError> {
-    check_name(&format!("{field}.name"), &container.name, 63)?;
-    let Some(image) = container.image.clone().filter(|image| !image.trim().is_empty()) else {
-        return refuse(format!("{field}.image"), "is missing; name an image");
-    };
-    check_image(&image, &format!("{field}.image"))?;
-    let environment = Environment::of(container, field, around)?;
-    let (mut mounts, sub_paths) = mounts::of(container, field, &environment, around)?;
+    let mut found = Findings::default();
+    found.part(check_name(&format!("{field}.name"), &container.name, 63));
+    let image = container.image.clone().filter(|image| !image.trim().is_empty());
+    let at = format!("{field}.image");
+    found.part(match &image {
+        Some(image) => check_image(image, &at),
+        None => refuse(at, "is missing; name an image"),
+    });
+    let image = image.unwrap_or_default();
+    let environment = Environment::of(container, field, around, &mut found);
+    let (mut mounts, sub_paths) = mounts::of(container, field, (&environment, around), &mut found);
     let words = |name: &str, words: &Option<Vec<String>>| -> Result<Vec<String>, ManifestError> {
         let words = words.as_deref().unwrap_or_default();
         match words.iter().position(|word| word.contains('\0')) {
@@ -30,9 +34,10 @@ pub(super) fn request(
             None => Ok(words.iter().map(|word| environment.expand(word)).collect()),
         }
     };
-    let (command, args) = (words("command", &container.command)?, words("args", &container.args)?);
+    let command = found.part(words("command", &container.command)).unwrap_or_default();
+    let args = found.part(words("args", &container.args)).unwrap_or_default();
     let termination_message = around.place.dir.join("termination").join(&container.name);
-    let last_words = last_words(container, field)?;
+    let last_words = found.part(last_words(container, field)).unwrap_or_default();
     let asked =
         |target: &str| mounts.iter().any(|mount| mount.container_path.trim_end_matches('/') == target);
     let own = [(last_words.as_str(), &termination_message), ("/etc/hosts", &around.place.hosts_file())];
@@ -51,11 +56,13 @@ pub(super) fn request(
     let needs = around.needs.get(&container.name).cloned().unwrap_or_default();
     let linux = cri::LinuxContainerConfig {
         resources: Some(needs.container(quality, &around.place.host)),
-        security_context: Some(security::of_container(context, field, around.spec, &around.namespaces)?),
+        security_context: found.part(security::of_container(context, field, around.spec, &around.namespaces)),
     };
     let envs = environment.iter();
-    Ok(ContainerRequest {
-        pull: pull(container.image_pull_policy.as_deref(), &image, &format!("{field}.imagePullPolicy"))?,
+    let pull = pull(container.image_pull_policy.as_deref(), &image, &format!("{field}.imagePullPolicy"));
+    let pull = found.part(pull).unwrap_or(Pull::Never);
+    found.whole(ContainerRequest {
+        pull,
         non_root: security::is_non_root(context, &of_pod),
         field: field.to_owned(),
         sub_paths,

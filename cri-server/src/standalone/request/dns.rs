@@ -7,7 +7,7 @@ use podhold_proto::cri;
 
 use crate::standalone::{
     host::Host,
-    manifest::{ManifestError, check_name, refuse},
+    manifest::{Findings, ManifestError, check_name, refuse},
 };
 
 /// The domain of a cluster's names.
@@ -76,27 +76,30 @@ impl Names {
 
 /// The resolver configuration; `None` is the host's as it is.
 pub(super) fn config(spec: &PodSpec, host: &Host) -> Result<Option<cri::DnsConfig>, ManifestError> {
+    let mut found = Findings::default();
     let own = match spec.dns_policy.as_deref() {
         // There is no cluster; the kubelet of a node without a cluster's DNS does the same.
         None | Some("" | "ClusterFirst" | "ClusterFirstWithHostNet" | "Default") => false,
         Some("None") => true,
         Some(other) => {
             let reason = format!("{other:?} is not ClusterFirst, ClusterFirstWithHostNet, Default or None");
-            return refuse("spec.dnsPolicy", reason);
+            found.part::<()>(refuse("spec.dnsPolicy", reason));
+            false
         }
     };
     let asked = spec.dns_config.clone().unwrap_or_default();
     let servers = asked.nameservers.unwrap_or_default();
     if own && servers.is_empty() {
-        return refuse("spec.dnsConfig.nameservers", "is empty; with dnsPolicy None a pod needs one");
+        let reason = "is empty; with dnsPolicy None a pod needs one";
+        found.part::<()>(refuse("spec.dnsConfig.nameservers", reason));
     }
     if spec.dns_config.is_none() {
-        return Ok(None);
+        return found.whole(None);
     }
     for (index, server) in servers.iter().enumerate() {
         if server.parse::<IpAddr>().is_err() {
             let reason = format!("{server:?} is not an address");
-            return refuse(format!("spec.dnsConfig.nameservers[{index}]"), reason);
+            found.part::<()>(refuse(format!("spec.dnsConfig.nameservers[{index}]"), reason));
         }
     }
     let mut config = if own { cri::DnsConfig::default() } else { parse(&host.resolv_conf) };
@@ -113,14 +116,15 @@ pub(super) fn config(spec: &PodSpec, host: &Host) -> Result<Option<cri::DnsConfi
         |word: &str| !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c.is_control());
     if let Some(index) = searches.iter().position(|word| !is_word(word)) {
         let reason = format!("{:?} is not a domain", searches[index]);
-        return refuse(format!("spec.dnsConfig.searches[{index}]"), reason);
+        found.part::<()>(refuse(format!("spec.dnsConfig.searches[{index}]"), reason));
     }
     add(&mut config.searches, searches);
     for (index, option) in asked.options.into_iter().flatten().enumerate() {
         let (name, value) = (option.name.unwrap_or_default(), option.value);
         let text = value.map_or_else(|| name.clone(), |value| format!("{name}:{value}"));
         if !is_word(&name) || !is_word(&text) {
-            return refuse(format!("spec.dnsConfig.options[{index}]"), format!("{text:?} is not an option"));
+            let reason = format!("{text:?} is not an option");
+            found.part::<()>(refuse(format!("spec.dnsConfig.options[{index}]"), reason));
         }
         let is_same = |known: &String| known.split(':').next() == Some(&name);
         config.options.retain(|known| !is_same(known));
@@ -131,10 +135,10 @@ pub(super) fn config(spec: &PodSpec, host: &Host) -> Result<Option<cri::DnsConfi
     {
         if count > most {
             let reason = format!("{count} with those of the host; a resolver takes {most}");
-            return refuse(format!("spec.dnsConfig.{field}"), reason);
+            found.part::<()>(refuse(format!("spec.dnsConfig.{field}"), reason));
         }
     }
-    Ok(Some(config))
+    found.whole(Some(config))
 }
 
 /// A resolver configuration as the CRI has it. Of several `search` lines the last counts (resolv.conf(5)).

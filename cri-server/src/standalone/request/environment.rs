@@ -4,47 +4,65 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVarSource};
+use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVar, EnvVarSource};
 
 use super::{Around, expansion, fields};
-use crate::standalone::manifest::{Data, Kind, ManifestError, Object, join, refuse};
+use crate::standalone::manifest::{Data, Findings, Kind, ManifestError, Object, join, refuse};
 
 /// Names and values, in the order in which they were first named.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Environment {
     names: Vec<String>,
     values: BTreeMap<String, String>,
+    /// Something of it is wrong, so that there may be more of them.
+    flawed: bool,
 }
 
 impl Environment {
-    /// Of a container; `field` is its path in the manifest.
-    pub(super) fn of(container: &Container, field: &str, around: &Around<'_>) -> Result<Self, ManifestError> {
-        let mut environment = Self::default();
+    /// Of a container, as far as it is right; `field` is its path in the manifest.
+    pub(super) fn of(container: &Container, field: &str, around: &Around<'_>, found: &mut Findings) -> Self {
+        let parts = ["env", "envFrom"].map(|part| format!("{field}.{part}"));
+        let flawed = around.manifest.data.flawed || parts.iter().any(|part| around.manifest.is_flawed(part));
+        let mut environment = Self { flawed, ..Self::default() };
         for (index, source) in container.env_from.iter().flatten().enumerate() {
-            environment.take_all(source, &format!("{field}.envFrom[{index}]"), around)?;
+            let taken = environment.take_all(source, &format!("{field}.envFrom[{index}]"), around);
+            environment.flawed |= found.part(taken).is_none();
         }
         for (index, entry) in container.env.iter().flatten().enumerate() {
             let field = format!("{field}.env[{index}]");
-            if entry.name.is_empty() || entry.name.contains(['=', '\0']) {
-                let reason = format!("{:?} is not the name of a variable", entry.name);
-                return refuse(format!("{field}.name"), reason);
-            }
-            let plain = entry.value.as_deref().unwrap_or_default();
-            let value = match &entry.value_from {
-                Some(_) if !plain.is_empty() => {
-                    return refuse(field, "has value and valueFrom; leave one of them out");
-                }
-                Some(source) => value_from(source, &format!("{field}.valueFrom"), container, around)?,
-                None if plain.contains('\0') => {
-                    return refuse(format!("{field}.value"), "holds a NUL, which no variable can");
-                }
-                None => Some(environment.expand(plain)),
-            };
-            if let Some(value) = value {
-                environment.set(entry.name.clone(), value);
+            match found.part(environment.value(entry, &field, container, around)) {
+                Some(Some(value)) => environment.set(entry.name.clone(), value),
+                Some(None) => {}
+                None => environment.flawed = true,
             }
         }
-        Ok(environment)
+        environment
+    }
+
+    /// The value of a variable; `None` where it is optional and not there.
+    fn value(
+        &self,
+        entry: &EnvVar,
+        field: &str,
+        container: &Container,
+        around: &Around<'_>,
+    ) -> Result<Option<String>, ManifestError> {
+        let mut found = Findings::default();
+        if entry.name.is_empty() || entry.name.contains(['=', '\0']) {
+            let reason = format!("{:?} is not the name of a variable", entry.name);
+            found.part::<()>(refuse(format!("{field}.name"), reason));
+        }
+        let plain = entry.value.as_deref().unwrap_or_default();
+        let value = match &entry.value_from {
+            Some(_) if !plain.is_empty() => refuse(field, "has value and valueFrom; leave one of them out"),
+            Some(source) => value_from(source, &format!("{field}.valueFrom"), container, around),
+            None if plain.contains('\0') => {
+                refuse(format!("{field}.value"), "holds a NUL, which no variable can")
+            }
+            None => Ok(Some(self.expand(plain))),
+        };
+        let value = found.part(value).flatten();
+        found.whole(value)
     }
 
     fn take_all(
@@ -67,11 +85,14 @@ impl Environment {
                 format!("{prefix:?} does not begin the name of a variable"),
             );
         }
+        self.flawed |= object.flawed;
+        let mut found = Findings::default();
         for (key, value) in &object.entries {
-            let value = text(value, &at, key)?;
-            self.set(format!("{prefix}{key}"), value);
+            if let Some(value) = found.part(text(value, &at, key)) {
+                self.set(format!("{prefix}{key}"), value);
+            }
         }
-        Ok(())
+        found.whole(())
     }
 
     fn set(&mut self, name: String, value: String) {
@@ -85,8 +106,9 @@ impl Environment {
         expansion::expand(text, |name| self.values.get(name).map(String::as_str))
     }
 
+    /// Whether there is such a variable, or may be.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.values.contains_key(name)
+        self.flawed || self.values.contains_key(name)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &String)> {
@@ -108,7 +130,7 @@ fn value_from(
         };
         match object.entries.get(key) {
             Some(value) => text(value, &format!("{field}.key"), key).map(Some),
-            None if optional == Some(true) => Ok(None),
+            None if optional == Some(true) || object.flawed => Ok(None),
             None => refuse(format!("{field}.key"), no_key(kind, name, key, object)),
         }
     };
@@ -134,7 +156,8 @@ fn value_from(
     }
 }
 
-/// A ConfigMap or Secret of the manifest; `None` when it is optional and not there.
+/// A ConfigMap or Secret of the manifest; `None` when it is optional and not there, or may be among what cannot
+/// be read.
 pub(in crate::standalone) fn object<'d>(
     data: &'d Data,
     kind: Kind,
@@ -144,7 +167,7 @@ pub(in crate::standalone) fn object<'d>(
 ) -> Result<Option<&'d Object>, ManifestError> {
     match data.get(kind, name) {
         Some(object) => Ok(Some(object)),
-        None if optional == Some(true) => Ok(None),
+        None if optional == Some(true) || data.flawed => Ok(None),
         None => {
             let names = data.names(kind);
             let there = if names.is_empty() {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::PodSpec;
 use super::{dns::Names, facts::PodFacts};
 use crate::standalone::{
     host::Host,
-    manifest::{ManifestError, refuse},
+    manifest::{Findings, ManifestError, refuse},
 };
 
 /// What every host knows.
@@ -25,11 +25,12 @@ pub(super) struct Hosts {
 
 impl Hosts {
     pub(super) fn of(spec: &PodSpec, names: &Names, host: &Host) -> Result<Self, ManifestError> {
-        let mut after = String::new();
+        let (mut after, mut found) = (String::new(), Findings::default());
         for (index, alias) in spec.host_aliases.iter().flatten().enumerate() {
             let field = format!("spec.hostAliases[{index}]");
             if alias.ip.parse::<IpAddr>().is_err() {
-                return refuse(format!("{field}.ip"), format!("{:?} is not an address", alias.ip));
+                let reason = format!("{:?} is not an address", alias.ip);
+                found.part::<()>(refuse(format!("{field}.ip"), reason));
             }
             let aliases = alias.hostnames.as_deref().unwrap_or_default();
             let is_name = |name: &String| {
@@ -37,7 +38,7 @@ impl Hosts {
             };
             if let Some(at) = aliases.iter().position(|name| !is_name(name)) {
                 let reason = format!("{:?} is not a host name", aliases[at]);
-                return refuse(format!("{field}.hostnames[{at}]"), reason);
+                found.part::<()>(refuse(format!("{field}.hostnames[{at}]"), reason));
             }
             after.push_str(&format!("{}\t{}\n", alias.ip, aliases.join("\t")));
         }
@@ -55,7 +56,7 @@ impl Hosts {
             (false, "") => names.host.clone(),
             (false, full) => format!("{full}\t{}", names.host),
         };
-        Ok(Self { before, names, after })
+        found.whole(Self { before, names, after })
     }
 
     /// The file.

@@ -40,7 +40,7 @@ pub(super) use self::{
 use self::{dns::Names, hosts::Hosts, resources::Needs};
 use super::{
     host::Host,
-    manifest::{Manifest, ManifestError, check_name, refuse},
+    manifest::{Findings, Manifest, ManifestError, check_name, refuse},
     users,
     volume::{Source, Volumes},
 };
@@ -49,6 +49,8 @@ use super::{
 const LONGEST_GRACE: i64 = 365 * 24 * 3600;
 /// Grace period of a pod that names none.
 const GRACE: Duration = Duration::from_secs(30);
+/// What is told of a pod without a spec.
+pub(super) const NO_SPEC: &str = "is missing; name the containers in it";
 
 /// Where and for whom a pod is run.
 #[derive(Debug, Clone, Default)]
@@ -129,53 +131,53 @@ pub(super) struct Around<'a> {
     namespaces: cri::NamespaceOption,
 }
 
-/// The requests of a manifest's pod.
+/// The requests of a manifest's pod. An error has fields of the pod, and no place yet.
 pub(super) fn requests(manifest: &Manifest, place: &Place) -> Result<Requests, ManifestError> {
-    make(manifest, place).map_err(|error| manifest.placed(error))
-}
-
-fn make(manifest: &Manifest, place: &Place) -> Result<Requests, ManifestError> {
     let metadata = &manifest.pod.metadata;
     let Some(spec) = &manifest.pod.spec else {
-        return refuse("spec", "is missing; name the containers in it");
+        return refuse("spec", NO_SPEC);
     };
+    let mut found = Findings::default();
     let name = metadata.name.clone().unwrap_or_default();
-    check_name("metadata.name", &name, 253)?;
+    found.part(check_name("metadata.name", &name, 253));
     let namespace = metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
-    check_name("metadata.namespace", &namespace, 63)?;
-    check_spec(spec)?;
+    found.part(check_name("metadata.namespace", &namespace, 63));
+    found.part(check_spec(spec));
     let mut around = Around {
         manifest,
         spec,
         place,
         uid: metadata.uid.clone().unwrap_or_else(|| place.uid.clone()),
-        needs: needs(spec)?,
+        needs: needs(spec, &mut found),
         volumes: Volumes::default(),
-        namespaces: security::namespaces(spec)?,
+        namespaces: found.part(security::namespaces(spec)).unwrap_or_default(),
         name,
         namespace,
     };
-    around.volumes = Volumes::plan(&around)?;
-    let names = Names::of(spec, &around.name, &around.namespace, &place.host)?;
+    around.volumes = Volumes::plan(&around, &mut found);
+    let names = Names::of(spec, &around.name, &around.namespace, &place.host);
+    let names = found.part(names).unwrap_or_default();
     let quality = resources::quality(around.needs.values());
-    let list = |which: &str, containers: &[Container]| -> Result<Vec<ContainerRequest>, ManifestError> {
+    let mut list = |which: &str, containers: &[Container]| -> Vec<ContainerRequest> {
         let one = |(index, of): (usize, &Container)| {
-            container::request(of, &format!("spec.{which}[{index}]"), quality, &around)
+            found.part(container::request(of, &format!("spec.{which}[{index}]"), quality, &around))
         };
-        containers.iter().enumerate().map(one).collect()
+        containers.iter().enumerate().filter_map(one).collect()
     };
-    let mut init = list("initContainers", spec.init_containers.as_deref().unwrap_or_default())?;
-    let apps = list("containers", &spec.containers)?;
+    let mut init = list("initContainers", spec.init_containers.as_deref().unwrap_or_default());
+    let apps = list("containers", &spec.containers);
     shield_sidecars(spec, &mut init, &apps);
-    let hosts = Hosts::of(spec, &names, &place.host)?;
+    let hosts = found.part(Hosts::of(spec, &names, &place.host)).unwrap_or_default();
     let mut notes = manifest.notes.clone();
     notes.extend(unbounded(spec));
-    let pull_secrets = secrets::of(manifest, spec, &mut notes)?;
-    let mut requests = Requests {
-        pod: sandbox(&around, names.kernel, quality)?,
+    let pull_secrets = found.part(secrets::of(manifest, spec, &mut notes)).unwrap_or_default();
+    let pod = found.part(sandbox(&around, names.kernel, quality)).unwrap_or_default();
+    let grace = found.part(grace(spec.termination_grace_period_seconds)).unwrap_or_default();
+    let mut requests = found.whole(Requests {
+        pod,
         init,
         apps,
-        grace: grace(spec.termination_grace_period_seconds)?,
+        grace,
         volumes: around.volumes,
         notes,
         pull: None,
@@ -183,7 +185,7 @@ fn make(manifest: &Manifest, place: &Place) -> Result<Requests, ManifestError> {
         hosts,
         host_network: spec.host_network == Some(true),
         pull_secrets,
-    };
+    })?;
     if spec.host_users == Some(false) {
         users::give(&mut requests, place.number);
     }
@@ -191,11 +193,12 @@ fn make(manifest: &Manifest, place: &Place) -> Result<Requests, ManifestError> {
 }
 
 fn check_spec(spec: &PodSpec) -> Result<(), ManifestError> {
+    let mut found = Findings::default();
     if spec.containers.is_empty() {
-        return refuse("spec.containers", "is empty; a pod needs at least one container");
+        found.part::<()>(refuse("spec.containers", "is empty; a pod needs at least one container"));
     }
     if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
-        return refuse("spec.os.name", "is not linux, and this host is");
+        found.part::<()>(refuse("spec.os.name", "is not linux, and this host is"));
     }
     let mut seen = BTreeSet::new();
     for (which, containers) in [
@@ -203,27 +206,29 @@ fn check_spec(spec: &PodSpec) -> Result<(), ManifestError> {
         ("containers", &spec.containers),
     ] {
         for (index, container) in containers.iter().enumerate() {
-            if !seen.insert(container.name.as_str()) {
+            // One without a name is told as that.
+            if !seen.insert(container.name.as_str()) && !container.name.is_empty() {
                 let reason = format!("two containers are named {:?}; give one another name", container.name);
-                return refuse(format!("spec.{which}[{index}].name"), reason);
+                found.part::<()>(refuse(format!("spec.{which}[{index}].name"), reason));
             }
         }
     }
-    Ok(())
+    found.whole(())
 }
 
-fn needs(spec: &PodSpec) -> Result<BTreeMap<String, Needs>, ManifestError> {
+/// What each container needs; of one whose needs are wrong, nothing.
+fn needs(spec: &PodSpec, found: &mut Findings) -> BTreeMap<String, Needs> {
     let mut needs = BTreeMap::new();
     for (which, containers) in [
         ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
         ("containers", &spec.containers),
     ] {
         for (index, container) in containers.iter().enumerate() {
-            let of = Needs::of(container.resources.as_ref(), &format!("spec.{which}[{index}]"))?;
-            needs.insert(container.name.clone(), of);
+            let of = Needs::of(container.resources.as_ref(), &format!("spec.{which}[{index}]"));
+            needs.insert(container.name.clone(), found.part(of).unwrap_or_default());
         }
     }
-    Ok(needs)
+    needs
 }
 
 /// What is asked for and not held to.
@@ -279,14 +284,17 @@ fn sandbox(
         .map(|container| (of(container), container.restart_policy.as_deref() == Some("Always")))
         .collect();
     let apps: Vec<_> = spec.containers.iter().map(of).collect();
+    let mut found = Findings::default();
     let linux = cri::LinuxPodSandboxConfig {
-        security_context: Some(security::of_pod(spec, &around.namespaces)?),
-        sysctls: security::sysctls(spec)?,
-        overhead: resources::overhead(spec.overhead.as_ref())?,
+        security_context: found.part(security::of_pod(spec, &around.namespaces)),
+        sysctls: found.part(security::sysctls(spec)).unwrap_or_default(),
+        overhead: found.part(resources::overhead(spec.overhead.as_ref())).flatten(),
         resources: Some(resources::pod(&init, &apps, quality)),
         ..Default::default()
     };
-    Ok(cri::PodSandboxConfig {
+    let dns_config = found.part(dns::config(spec, &around.place.host)).flatten();
+    let port_mappings = found.part(ports::of(spec)).unwrap_or_default();
+    found.whole(cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name: around.name.clone(),
             uid: around.uid.clone(),
@@ -295,8 +303,8 @@ fn sandbox(
         }),
         hostname,
         log_directory: around.place.dir.join("logs").display().to_string(),
-        dns_config: dns::config(spec, &around.place.host)?,
-        port_mappings: ports::of(spec)?,
+        dns_config,
+        port_mappings,
         labels: metadata.labels.clone().unwrap_or_default().into_iter().collect(),
         annotations: metadata.annotations.clone().unwrap_or_default().into_iter().collect(),
         linux: Some(linux),

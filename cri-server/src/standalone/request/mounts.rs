@@ -5,7 +5,7 @@ use podhold_proto::cri::{self, MountPropagation};
 
 use super::{Around, environment::Environment, expansion, facts::SubPath};
 use crate::standalone::{
-    manifest::{ManifestError, refuse},
+    manifest::{Findings, ManifestError, refuse},
     volume::{Source, Volume},
 };
 
@@ -13,24 +13,29 @@ use crate::standalone::{
 pub(super) fn of(
     container: &Container,
     field: &str,
-    environment: &Environment,
-    around: &Around<'_>,
-) -> Result<(Vec<cri::Mount>, Vec<SubPath>), ManifestError> {
+    (environment, around): (&Environment, &Around<'_>),
+    found: &mut Findings,
+) -> (Vec<cri::Mount>, Vec<SubPath>) {
     let (mut mounts, mut sub_paths): (Vec<cri::Mount>, _) = (Vec::new(), Vec::new());
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let field = format!("{field}.volumeMounts[{index}]");
-        let Some(volume) = around.volumes.get(&mount.name) else {
+        let volume = around.volumes.get(&mount.name);
+        let unread = around.volumes.get("").is_some() || around.manifest.is_flawed("spec.volumes");
+        if volume.is_none() && !unread {
             let reason = format!("spec.volumes has no {:?}", mount.name);
-            return refuse(format!("{field}.name"), reason);
+            found.part::<()>(refuse(format!("{field}.name"), reason));
+        }
+        let target = found.part(target(&mount.mount_path, &field));
+        let path = found.part(sub_path(mount, &field, environment));
+        let made = volume.and_then(|volume| found.part(self::mount(mount, &field, volume, container)));
+        let (Some(volume), Some(target), Some(path), Some(mut made)) = (volume, target, path, made) else {
+            continue;
         };
-        let target = target(&mount.mount_path, &field)?;
         if mounts.iter().any(|made| made.container_path.trim_end_matches('/') == target.trim_end_matches('/'))
         {
             let reason = format!("{target:?} is mounted over twice; give one of them another path");
-            return refuse(format!("{field}.mountPath"), reason);
+            found.part::<()>(refuse(format!("{field}.mountPath"), reason));
         }
-        let path = sub_path(mount, &field, environment)?;
-        let mut made = self::mount(mount, &field, volume, container)?;
         made.container_path = target;
         match (&volume.source, path) {
             (Source::Image { .. }, path) => made.image_sub_path = path,
@@ -49,7 +54,7 @@ pub(super) fn of(
         }
         mounts.push(made);
     }
-    Ok((mounts, sub_paths))
+    (mounts, sub_paths)
 }
 
 /// Where in the container; as the kubelet takes it, a path without `/` is below the root.

@@ -3,11 +3,11 @@
 use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec};
 use podhold_proto::cri;
 
-use crate::standalone::manifest::{ManifestError, refuse};
+use crate::standalone::manifest::{Findings, ManifestError, refuse};
 
 /// All that the pod's containers ask for.
 pub(super) fn of(spec: &PodSpec) -> Result<Vec<cri::PortMapping>, ManifestError> {
-    let mut mappings: Vec<cri::PortMapping> = Vec::new();
+    let (mut mappings, mut found): (Vec<cri::PortMapping>, _) = (Vec::new(), Findings::default());
     let on_host = spec.host_network == Some(true);
     let init = spec.init_containers.as_deref().unwrap_or_default();
     let list = |which: &'static str, containers: &'_ [Container]| -> Vec<(String, ContainerPort)> {
@@ -22,13 +22,11 @@ pub(super) fn of(spec: &PodSpec) -> Result<Vec<cri::PortMapping>, ManifestError>
     };
     for (field, port) in list("initContainers", init).into_iter().chain(list("containers", &spec.containers))
     {
-        let mapping = self::port(&port, &field)?;
+        let Some(mapping) = found.part(self::port(&port, &field)) else { continue };
         if on_host && !matches!(port.host_port, None | Some(0)) && mapping.host_port != mapping.container_port
         {
-            return refuse(
-                format!("{field}.hostPort"),
-                "is not containerPort, and the pod has the host's network",
-            );
+            let reason = "is not containerPort, and the pod has the host's network";
+            found.part::<()>(refuse(format!("{field}.hostPort"), reason));
         }
         if on_host || mapping.host_port == 0 {
             continue;
@@ -40,19 +38,21 @@ pub(super) fn of(spec: &PodSpec) -> Result<Vec<cri::PortMapping>, ManifestError>
         };
         if mappings.iter().find(is_same).is_some() {
             let reason = format!("{} is asked for twice; give one of them another", mapping.host_port);
-            return refuse(format!("{field}.hostPort"), reason);
+            found.part::<()>(refuse(format!("{field}.hostPort"), reason));
         }
         mappings.push(mapping);
     }
-    Ok(mappings)
+    found.whole(mappings)
 }
 
 fn port(port: &ContainerPort, field: &str) -> Result<cri::PortMapping, ManifestError> {
+    let mut found = Findings::default();
     let host = port.host_port.filter(|port| *port != 0);
     let numbers = [("containerPort", Some(port.container_port)), ("hostPort", host)];
     for (name, number) in numbers.into_iter().filter_map(|(name, number)| Some((name, number?))) {
         if !(1..=65_535).contains(&number) {
-            return refuse(format!("{field}.{name}"), format!("{number} is not a port from 1 to 65535"));
+            let reason = format!("{number} is not a port from 1 to 65535");
+            found.part::<()>(refuse(format!("{field}.{name}"), reason));
         }
     }
     let protocol = match port.protocol.as_deref() {
@@ -60,14 +60,17 @@ fn port(port: &ContainerPort, field: &str) -> Result<cri::PortMapping, ManifestE
         Some("UDP") => cri::Protocol::Udp,
         Some("SCTP") => cri::Protocol::Sctp,
         Some(other) => {
-            return refuse(format!("{field}.protocol"), format!("{other:?} is not TCP, UDP or SCTP"));
+            let reason = format!("{other:?} is not TCP, UDP or SCTP");
+            found.part::<()>(refuse(format!("{field}.protocol"), reason));
+            cri::Protocol::Tcp
         }
     };
     let host_ip = port.host_ip.clone().unwrap_or_default();
     if !host_ip.is_empty() && host_ip.parse::<std::net::IpAddr>().is_err() {
-        return refuse(format!("{field}.hostIP"), format!("{host_ip:?} is not an address"));
+        let reason = format!("{host_ip:?} is not an address");
+        found.part::<()>(refuse(format!("{field}.hostIP"), reason));
     }
-    Ok(cri::PortMapping {
+    found.whole(cri::PortMapping {
         protocol: protocol.into(),
         container_port: port.container_port,
         host_port: host.unwrap_or_default(),

@@ -7,7 +7,7 @@ use podhold_proto::cri;
 
 use crate::standalone::{
     host::Host,
-    manifest::{ManifestError, join, refuse},
+    manifest::{Findings, ManifestError, join, refuse},
     quantity::Amount,
 };
 
@@ -69,29 +69,28 @@ impl Needs {
             }
             Ok(Bounds { request: request.or(limit).map_or(0, read), limit: limit.map_or(0, read) })
         };
-        needs.cpu = pair("cpu", Amount::thousandths)?;
-        needs.memory = pair("memory", Amount::units)?;
-        needs.disk = pair("ephemeral-storage", Amount::units)?;
+        let mut found = Findings::default();
+        needs.cpu = found.part(pair("cpu", Amount::thousandths)).unwrap_or_default();
+        needs.memory = found.part(pair("memory", Amount::units)).unwrap_or_default();
+        needs.disk = found.part(pair("ephemeral-storage", Amount::units)).unwrap_or_default();
         let least = podhold_cgroups::LEAST_MEMORY;
         if needs.memory.limit > 0 && needs.memory.limit < least {
             let reason = format!("{} bytes hold no process; give it at least {least}", needs.memory.limit);
-            return refuse(format!("{field}.resources.limits.memory"), reason);
+            found.part::<()>(refuse(format!("{field}.resources.limits.memory"), reason));
         }
         for name in limits.keys().chain(requests.keys()).filter(|name| name.starts_with(HUGE_PAGES)) {
-            let bounds = pair(name, Amount::units)?;
-            let at = format!("{field}.resources.limits");
+            let Some(bounds) = found.part(pair(name, Amount::units)) else { continue };
+            let at = join(&format!("{field}.resources.limits"), name);
             if bounds.limit == 0 || bounds.request != bounds.limit {
-                return refuse(
-                    join(&at, name),
-                    "must be there and equal to its request: huge pages are not shared",
-                );
+                let reason = "must be there and equal to its request: huge pages are not shared";
+                found.part::<()>(refuse(at, reason));
+            } else if let Some(size) = page_size(&name[HUGE_PAGES.len()..]) {
+                needs.huge.insert(size, bounds.limit);
+            } else {
+                found.part::<()>(refuse(at, "is not the size of a page, such as hugepages-2Mi"));
             }
-            let Some(size) = page_size(&name[HUGE_PAGES.len()..]) else {
-                return refuse(join(&at, name), "is not the size of a page, such as hugepages-2Mi");
-            };
-            needs.huge.insert(size, bounds.limit);
         }
-        Ok(needs)
+        found.whole(needs)
     }
 
     fn asks_for_anything(&self) -> bool {
@@ -228,9 +227,10 @@ pub(super) fn overhead(
     overhead: Option<&BTreeMap<String, Quantity>>,
 ) -> Result<Option<cri::LinuxContainerResources>, ManifestError> {
     let Some(overhead) = overhead else { return Ok(None) };
-    let cpu = amount(overhead, "cpu", "spec.overhead")?.map_or(0, Amount::thousandths);
-    let memory = amount(overhead, "memory", "spec.overhead")?.map_or(0, Amount::units);
-    Ok(Some(cri::LinuxContainerResources {
+    let mut found = Findings::default();
+    let cpu = found.part(amount(overhead, "cpu", "spec.overhead")).flatten().map_or(0, Amount::thousandths);
+    let memory = found.part(amount(overhead, "memory", "spec.overhead")).flatten().map_or(0, Amount::units);
+    found.whole(Some(cri::LinuxContainerResources {
         cpu_period: PERIOD,
         cpu_quota: quota(cpu),
         cpu_shares: shares(cpu),

@@ -13,7 +13,7 @@ use podhold_proto::cri::{self, NamespaceMode, security_profile::ProfileType};
 
 use crate::{
     spec::process::Granted,
-    standalone::manifest::{ManifestError, refuse},
+    standalone::manifest::{Findings, ManifestError, refuse},
 };
 
 /// Where a kubelet looks for the profiles that pods name.
@@ -63,18 +63,23 @@ pub(super) fn of_pod(
     namespaces: &cri::NamespaceOption,
 ) -> Result<cri::LinuxSandboxSecurityContext, ManifestError> {
     let context = spec.security_context.clone().unwrap_or_default();
+    let mut found = Findings::default();
     if !matches!(context.fs_group_change_policy.as_deref(), None | Some("Always" | "OnRootMismatch")) {
-        return refuse("spec.securityContext.fsGroupChangePolicy", "is Always or OnRootMismatch");
+        let reason = "is Always or OnRootMismatch";
+        found.part::<()>(refuse("spec.securityContext.fsGroupChangePolicy", reason));
     }
+    let seccomp = seccomp(context.seccomp_profile.as_ref(), "spec.securityContext");
+    let (seccomp, groups, policy) =
+        (found.part(seccomp), found.part(groups(&context)), found.part(policy(&context)));
     let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let privileged = all.filter_map(|container| container.security_context.as_ref());
-    Ok(cri::LinuxSandboxSecurityContext {
+    found.whole(cri::LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces.clone()),
         privileged: privileged.into_iter().any(|context| context.privileged == Some(true)),
-        seccomp: Some(seccomp(context.seccomp_profile.as_ref(), "spec.securityContext")?),
+        seccomp,
         selinux_options: context.se_linux_options.as_ref().map(selinux),
-        supplemental_groups: groups(&context)?,
-        supplemental_groups_policy: policy(&context)?,
+        supplemental_groups: groups.unwrap_or_default(),
+        supplemental_groups_policy: policy.unwrap_or_default(),
         ..Default::default()
     })
 }
@@ -89,6 +94,7 @@ pub(super) fn of_container(
     let field = format!("{field}.securityContext");
     let context = context.cloned().unwrap_or_default();
     let pod = spec.security_context.clone().unwrap_or_default();
+    let mut found = Findings::default();
     let number = |value: Option<i64>, name: &str| match value {
         Some(value) if !(0..=i64::from(u32::MAX) - 1).contains(&value) => {
             refuse(format!("{field}.{name}"), format!("{value} is not an id from 0 to {}", u32::MAX - 1))
@@ -98,27 +104,26 @@ pub(super) fn of_container(
     let privileged = context.privileged == Some(true);
     if privileged && context.allow_privilege_escalation == Some(false) {
         let reason = "is false, and a privileged container has all there is; leave one of the two out";
-        return refuse(format!("{field}.allowPrivilegeEscalation"), reason);
+        found.part::<()>(refuse(format!("{field}.allowPrivilegeEscalation"), reason));
     }
     let user = context.run_as_user.or(pod.run_as_user);
     if is_non_root(Some(&context), &pod) && user == Some(0) {
         let reason = "is true, and runAsUser is 0, which is root; give another one";
-        return refuse(format!("{field}.runAsNonRoot"), reason);
+        found.part::<()>(refuse(format!("{field}.runAsNonRoot"), reason));
     }
     let bare = match context.proc_mount.as_deref() {
-        None | Some("" | "Default") => privileged,
-        Some("Unmasked") if spec.host_users == Some(false) => true,
+        None | Some("" | "Default") => Ok(privileged),
+        Some("Unmasked") if spec.host_users == Some(false) => Ok(true),
         Some("Unmasked") => {
-            return refuse(format!("{field}.procMount"), "Unmasked needs hostUsers: false; set it as well");
+            refuse(format!("{field}.procMount"), "Unmasked needs hostUsers: false; set it as well")
         }
-        Some(other) => {
-            return refuse(format!("{field}.procMount"), format!("{other:?} is not Default or Unmasked"));
-        }
+        Some(other) => refuse(format!("{field}.procMount"), format!("{other:?} is not Default or Unmasked")),
     };
+    let bare = found.part(bare).unwrap_or_default();
     let paths =
         |list: &[&str]| if bare { Vec::new() } else { list.iter().map(|path| (*path).to_owned()).collect() };
     let capabilities = context.capabilities.clone().unwrap_or_default();
-    check_capabilities(&capabilities, &format!("{field}.capabilities"))?;
+    found.part(check_capabilities(&capabilities, &format!("{field}.capabilities")));
     let (profile, at) = match &context.seccomp_profile {
         Some(profile) => (Some(profile), field.as_str()),
         None => (pod.seccomp_profile.as_ref(), "spec.securityContext"),
@@ -127,7 +132,11 @@ pub(super) fn of_container(
         Some(profile) => (Some(profile), field.as_str()),
         None => (pod.app_armor_profile.as_ref(), "spec.securityContext"),
     };
-    Ok(cri::LinuxContainerSecurityContext {
+    let run_as_user = found.part(number(user, "runAsUser")).flatten();
+    let run_as_group = found.part(number(context.run_as_group.or(pod.run_as_group), "runAsGroup")).flatten();
+    let (groups, policy) = (found.part(groups(&pod)), found.part(policy(&pod)));
+    let (seccomp, apparmor) = (found.part(seccomp(profile, at)), found.part(apparmor(armor, armor_at)));
+    found.whole(cri::LinuxContainerSecurityContext {
         capabilities: Some(cri::Capability {
             add_capabilities: capabilities.add.unwrap_or_default(),
             drop_capabilities: capabilities.drop.unwrap_or_default(),
@@ -135,16 +144,16 @@ pub(super) fn of_container(
         }),
         privileged,
         namespace_options: Some(namespaces.clone()),
-        run_as_user: number(user, "runAsUser")?,
-        run_as_group: number(context.run_as_group.or(pod.run_as_group), "runAsGroup")?,
+        run_as_user,
+        run_as_group,
         readonly_rootfs: context.read_only_root_filesystem == Some(true),
-        supplemental_groups: groups(&pod)?,
-        supplemental_groups_policy: policy(&pod)?,
+        supplemental_groups: groups.unwrap_or_default(),
+        supplemental_groups_policy: policy.unwrap_or_default(),
         no_new_privs: context.allow_privilege_escalation == Some(false),
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
-        seccomp: Some(seccomp(profile, at)?),
-        apparmor: apparmor(armor, armor_at)?,
+        seccomp,
+        apparmor: apparmor.flatten(),
         selinux_options: context.se_linux_options.as_ref().or(pod.se_linux_options.as_ref()).map(selinux),
         ..Default::default()
     })
@@ -152,6 +161,7 @@ pub(super) fn of_container(
 
 /// Refuses names of capabilities that there are not.
 fn check_capabilities(asked: &Capabilities, field: &str) -> Result<(), ManifestError> {
+    let mut found = Findings::default();
     for (list, names) in [("add", &asked.add), ("drop", &asked.drop)] {
         for (index, name) in names.iter().flatten().enumerate() {
             let one = cri::Capability { add_capabilities: vec![name.clone()], ..Default::default() };
@@ -159,11 +169,11 @@ fn check_capabilities(asked: &Capabilities, field: &str) -> Result<(), ManifestE
                 cri::LinuxContainerSecurityContext { capabilities: Some(one), ..Default::default() };
             if Granted::of(&security, &HashSet::new()).is_err() {
                 let reason = format!("{name:?} is not a capability, such as NET_ADMIN, or ALL");
-                return refuse(format!("{field}.{list}[{index}]"), reason);
+                found.part::<()>(refuse(format!("{field}.{list}[{index}]"), reason));
             }
         }
     }
-    Ok(())
+    found.whole(())
 }
 
 /// Whether a container may not run as root.
@@ -260,13 +270,13 @@ fn selinux(options: &SELinuxOptions) -> cri::SeLinuxOption {
 /// The sysctls of the pod's namespaces.
 pub(super) fn sysctls(spec: &PodSpec) -> Result<HashMap<String, String>, ManifestError> {
     let list = spec.security_context.as_ref().and_then(|context| context.sysctls.clone());
-    let mut sysctls = HashMap::new();
+    let (mut sysctls, mut found) = (HashMap::new(), Findings::default());
     for (index, sysctl) in list.unwrap_or_default().into_iter().enumerate() {
         let name = sysctl.name.clone();
         if sysctls.insert(sysctl.name, sysctl.value).is_some() {
             let reason = format!("{name:?} is set twice; leave one out");
-            return refuse(format!("spec.securityContext.sysctls[{index}].name"), reason);
+            found.part::<()>(refuse(format!("spec.securityContext.sysctls[{index}].name"), reason));
         }
     }
-    Ok(sysctls)
+    found.whole(sysctls)
 }

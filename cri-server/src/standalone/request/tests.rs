@@ -7,7 +7,11 @@ use std::collections::BTreeMap;
 use podhold_proto::cri::{self, MountPropagation, NamespaceMode};
 
 use super::{ContainerRequest, Place, Pull, Requests, facts, requests, shown};
-use crate::standalone::{host::Host, manifest::Manifest, volume::Source};
+use crate::standalone::{
+    host::Host,
+    manifest::{Findings, Manifest},
+    volume::Source,
+};
 
 /// Data beside every pod of these tests.
 const DATA: &str = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: map}\ndata: {one: '1', two: '2'}\n\
@@ -42,7 +46,9 @@ fn made(container: &str, spec: &str) -> Result<Requests, String> {
         spec.replace('\n', "\n  ")
     );
     let manifest = Manifest::parse("m", &text).map_err(|error| error.to_string())?;
-    requests(&manifest, &place()).map_err(|error| error.to_string())
+    let mut found = Findings::default();
+    let requests = found.part(requests(&manifest, &place()));
+    manifest.told(found, requests).map_err(|error| error.to_string())
 }
 
 fn app(container: &str, spec: &str) -> cri::ContainerConfig {

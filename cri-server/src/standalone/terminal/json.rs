@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    super::life::{Outcome, Report},
+    super::life::{Outcome, Report, RunEnd},
     Subject, kind, time,
 };
 use crate::error::Error;
@@ -26,7 +26,7 @@ pub(super) fn of(subject: &Subject, outcome: &Outcome, code: u8, failure: Option
 fn container(report: &Report) -> Value {
     let last = report.last.as_ref();
     let ended = last.map(|run| &run.ended);
-    let killed_for = last.and_then(|run| run.unhealthy.as_ref());
+    let killed_for = last.and_then(RunEnd::killed_for);
     json!({
         "name": report.name,
         "kind": kind(report.role),

@@ -69,7 +69,8 @@ fn case(text: &mut String, class: &str, report: &Report) {
         Some(run) => {
             if let Some(code) = report.failure() {
                 let reason = escaped(&run.ended.reason);
-                let why = run.unhealthy.as_deref().unwrap_or(&run.message);
+                let why = run.killed_for();
+                let why = why.as_deref().unwrap_or(&run.message);
                 let _ = writeln!(
                     text,
                     "<failure type=\"{reason}\" message=\"exit code {code} ({reason})\">{}</failure>",

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::standalone::{
-    manifest::{Kind, ManifestError, refuse},
+    manifest::{Findings, Kind, ManifestError, refuse},
     request::{self, Around, FieldPlace},
 };
 
@@ -40,9 +40,11 @@ pub(super) fn of_config_map(
     field: &str,
     around: &Around<'_>,
 ) -> Result<Files, ManifestError> {
-    let mode = mode(source.default_mode, MODE, &format!("{field}.defaultMode"))?;
+    let mut found = Findings::default();
+    let mode = default_mode(source.default_mode, field, &mut found);
     let wanted = Wanted::of(Kind::ConfigMap, &source.name, &source.items, source.optional);
-    of_data(&Wanted { mode, ..wanted }, field, around)
+    let files = found.part(of_data(&Wanted { mode, ..wanted }, field, around)).unwrap_or_default();
+    found.whole(files)
 }
 
 pub(super) fn of_secret(
@@ -50,10 +52,13 @@ pub(super) fn of_secret(
     field: &str,
     around: &Around<'_>,
 ) -> Result<Files, ManifestError> {
-    let mode = mode(source.default_mode, MODE, &format!("{field}.defaultMode"))?;
+    let mut found = Findings::default();
+    let mode = default_mode(source.default_mode, field, &mut found);
     let name = source.secret_name.as_deref().unwrap_or_default();
     let wanted = Wanted::of(Kind::Secret, name, &source.items, source.optional);
-    of_data(&Wanted { mode, name_field: "secretName", ..wanted }, field, around)
+    let wanted = Wanted { mode, name_field: "secretName", ..wanted };
+    let files = found.part(of_data(&wanted, field, around)).unwrap_or_default();
+    found.whole(files)
 }
 
 pub(super) fn of_downward_api(
@@ -61,8 +66,11 @@ pub(super) fn of_downward_api(
     field: &str,
     around: &Around<'_>,
 ) -> Result<Files, ManifestError> {
-    let mode = mode(source.default_mode, MODE, &format!("{field}.defaultMode"))?;
-    of_fields(source.items.as_deref().unwrap_or_default(), mode, field, around)
+    let mut found = Findings::default();
+    let mode = default_mode(source.default_mode, field, &mut found);
+    let items = source.items.as_deref().unwrap_or_default();
+    let files = found.part(of_fields(items, mode, field, around)).unwrap_or_default();
+    found.whole(files)
 }
 
 pub(super) fn of_projected(
@@ -70,30 +78,32 @@ pub(super) fn of_projected(
     field: &str,
     around: &Around<'_>,
 ) -> Result<Files, ManifestError> {
-    let mode = mode(source.default_mode, MODE, &format!("{field}.defaultMode"))?;
-    let mut files = Files::new();
+    let (mut files, mut found) = (Files::new(), Findings::default());
+    let mode = default_mode(source.default_mode, field, &mut found);
     for (index, part) in source.sources.iter().flatten().enumerate() {
         let at = format!("{field}.sources[{index}]");
         let more = match (&part.config_map, &part.secret, &part.downward_api) {
             (Some(map), None, None) => {
                 let wanted = Wanted::of(Kind::ConfigMap, &map.name, &map.items, map.optional);
-                of_data(&Wanted { mode, ..wanted }, &format!("{at}.configMap"), around)?
+                of_data(&Wanted { mode, ..wanted }, &format!("{at}.configMap"), around)
             }
             (None, Some(secret), None) => {
                 let wanted = Wanted::of(Kind::Secret, &secret.name, &secret.items, secret.optional);
-                of_data(&Wanted { mode, ..wanted }, &format!("{at}.secret"), around)?
+                of_data(&Wanted { mode, ..wanted }, &format!("{at}.secret"), around)
             }
             (None, None, Some(downward)) => {
                 let items = downward.items.as_deref().unwrap_or_default();
-                of_fields(items, mode, &format!("{at}.downwardAPI"), around)?
+                of_fields(items, mode, &format!("{at}.downwardAPI"), around)
             }
-            _ => return refuse(at, "takes one of configMap, secret and downwardAPI"),
+            _ => refuse(at.as_str(), "takes one of configMap, secret and downwardAPI"),
         };
-        for (path, file) in more {
-            add(&mut files, path, file, &at)?;
+        for (path, file) in found.part(more).unwrap_or_default() {
+            if found.part(add(&mut files, path, file, &at)).is_none() {
+                break;
+            }
         }
     }
-    Ok(files)
+    found.whole(files)
 }
 
 /// What is taken of a ConfigMap or Secret.
@@ -119,7 +129,7 @@ fn of_data(wanted: &Wanted<'_>, field: &str, around: &Around<'_>) -> Result<File
     let Some(object) = request::object(data, wanted.kind, wanted.name, wanted.optional, &at)? else {
         return Ok(Files::new());
     };
-    let mut files = Files::new();
+    let (mut files, mut found) = (Files::new(), Findings::default());
     let items = wanted.items.unwrap_or_default();
     if items.is_empty() {
         for (key, content) in &object.entries {
@@ -128,23 +138,18 @@ fn of_data(wanted: &Wanted<'_>, field: &str, around: &Around<'_>) -> Result<File
     }
     for (index, item) in items.iter().enumerate() {
         let field = format!("{field}.items[{index}]");
-        let Some(content) = object.entries.get(&item.key) else {
-            if wanted.optional == Some(true) {
-                continue;
+        let content = match object.entries.get(&item.key) {
+            Some(content) => Some(content.clone()),
+            None if wanted.optional == Some(true) || object.flawed => None,
+            None => {
+                let reason = request::no_key(wanted.kind, wanted.name, &item.key, object);
+                found.part(refuse(format!("{field}.key"), reason))
             }
-            let reason = request::no_key(wanted.kind, wanted.name, &item.key, object);
-            return refuse(format!("{field}.key"), reason);
         };
-        let mode = mode(item.mode, i32::try_from(wanted.mode).unwrap_or(MODE), &format!("{field}.mode"))?;
-        check_path(&item.path, &format!("{field}.path"))?;
-        add(
-            &mut files,
-            item.path.clone(),
-            File { content: content.clone(), mode },
-            &format!("{field}.path"),
-        )?;
+        let asked = (item.path.as_str(), item.mode, wanted.mode);
+        found.part(add_item(&mut files, asked, content, &field));
     }
-    Ok(files)
+    found.whole(files)
 }
 
 fn of_fields(
@@ -153,24 +158,40 @@ fn of_fields(
     field: &str,
     around: &Around<'_>,
 ) -> Result<Files, ManifestError> {
-    let mut files = Files::new();
+    let (mut files, mut found) = (Files::new(), Findings::default());
     for (index, item) in items.iter().enumerate() {
         let field = format!("{field}.items[{index}]");
         let content = match (&item.field_ref, &item.resource_field_ref) {
             (Some(selector), None) => {
-                request::field_of_pod(selector, &format!("{field}.fieldRef"), FieldPlace::File, around)?
+                request::field_of_pod(selector, &format!("{field}.fieldRef"), FieldPlace::File, around)
             }
             (None, Some(selector)) => {
-                request::of_resource(selector, &format!("{field}.resourceFieldRef"), None, around)?
+                request::of_resource(selector, &format!("{field}.resourceFieldRef"), None, around)
             }
-            _ => return refuse(field, "takes one of fieldRef and resourceFieldRef"),
+            _ => refuse(field.as_str(), "takes one of fieldRef and resourceFieldRef"),
         };
-        let mode = mode(item.mode, i32::try_from(default).unwrap_or(MODE), &format!("{field}.mode"))?;
-        check_path(&item.path, &format!("{field}.path"))?;
-        let file = File { content: content.into_bytes(), mode };
-        add(&mut files, item.path.clone(), file, &format!("{field}.path"))?;
+        let content = found.part(content).map(String::into_bytes);
+        found.part(add_item(&mut files, (&item.path, item.mode, default), content, &field));
     }
-    Ok(files)
+    found.whole(files)
+}
+
+/// Adds a file by its path, its mode and the mode of its volume, where there is something to be in it.
+fn add_item(
+    files: &mut Files,
+    (path, asked, default): (&str, Option<i32>, u32),
+    content: Option<Vec<u8>>,
+    field: &str,
+) -> Result<(), ManifestError> {
+    let mut found = Findings::default();
+    let mode = mode(asked, i32::try_from(default).unwrap_or(MODE), &format!("{field}.mode"));
+    let mode = found.part(mode);
+    let at = format!("{field}.path");
+    let plain = found.part(check_path(path, &at));
+    if let (Some(content), Some(mode), Some(())) = (content, mode, plain) {
+        found.part(add(files, path.to_owned(), File { content, mode }, &at));
+    }
+    found.whole(())
 }
 
 /// Adds a file, unless there is one at its path, below it, or in place of one of its directories.
@@ -194,6 +215,10 @@ fn check_path(path: &str, field: &str) -> Result<(), ManifestError> {
         return refuse(field, format!("{path:?} is not a relative path without '..'"));
     }
     Ok(())
+}
+
+fn default_mode(asked: Option<i32>, field: &str, found: &mut Findings) -> u32 {
+    found.part(mode(asked, MODE, &format!("{field}.defaultMode"))).unwrap_or_default()
 }
 
 fn mode(asked: Option<i32>, default: i32, field: &str) -> Result<u32, ManifestError> {

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::HostPathVolumeSource;
 
 use crate::{
     error::{Error, Result},
-    standalone::manifest::{ManifestError, refuse},
+    standalone::manifest::{Findings, ManifestError, refuse},
 };
 
 /// What must be at the path.
@@ -50,22 +50,25 @@ pub(super) fn plan(
     asked: &HostPathVolumeSource,
     field: &str,
 ) -> std::result::Result<(PathBuf, HostKind), ManifestError> {
+    let mut found = Findings::default();
     let path = Path::new(&asked.path);
     if !path.is_absolute()
         || path.components().any(|part| part == Component::ParentDir)
         || asked.path.contains('\0')
     {
         let reason = format!("{:?} is not an absolute path without '..'", asked.path);
-        return refuse(format!("{field}.hostPath.path"), reason);
+        found.part::<()>(refuse(format!("{field}.hostPath.path"), reason));
     }
     let name = asked.type_.as_deref().unwrap_or_default();
-    match KINDS.iter().find(|(known, _)| *known == name) {
-        Some((_, kind)) => Ok((path.to_owned(), *kind)),
+    let kind = match KINDS.iter().find(|(known, _)| *known == name) {
+        Some((_, kind)) => Ok(*kind),
         None => {
             let names: Vec<&str> = KINDS.iter().skip(1).map(|(name, _)| *name).collect();
             refuse(format!("{field}.hostPath.type"), format!("{name:?} is not one of {}", names.join(", ")))
         }
-    }
+    };
+    let kind = found.part(kind).unwrap_or(HostKind::Any);
+    found.whole((path.to_owned(), kind))
 }
 
 /// Makes what is missing and is to be made; refuses what is something else.

@@ -28,7 +28,7 @@ pub(super) use self::{
     sub_path::{Sub, settle},
 };
 use super::{
-    manifest::{ManifestError, check_name, refuse},
+    manifest::{Findings, ManifestError, check_name, refuse},
     quantity::Amount,
     request::{self, Around, Pull},
 };
@@ -74,21 +74,22 @@ pub(super) struct Volumes {
 }
 
 impl Volumes {
-    /// Decides what they are. Pure.
-    pub(super) fn plan(around: &Around<'_>) -> Result<Self, ManifestError> {
+    /// Decides what they are; one that is wrong is an empty directory. Pure.
+    pub(super) fn plan(around: &Around<'_>, found: &mut Findings) -> Self {
         let group = around.spec.security_context.as_ref().and_then(|context| context.fs_group);
         let mut volumes = Self { list: Vec::new(), group: group.and_then(|group| u32::try_from(group).ok()) };
         for (index, asked) in around.spec.volumes.iter().flatten().enumerate() {
             let field = format!("spec.volumes[{index}]");
-            check_name(&format!("{field}.name"), &asked.name, 63)?;
-            if volumes.get(&asked.name).is_some() {
+            found.part(check_name(&format!("{field}.name"), &asked.name, 63));
+            if volumes.get(&asked.name).is_some() && !asked.name.is_empty() {
                 let reason = format!("two volumes are named {:?}; give one another name", asked.name);
-                return refuse(format!("{field}.name"), reason);
+                found.part::<()>(refuse(format!("{field}.name"), reason));
             }
-            let source = source(asked, &field, around)?;
+            let source = found.part(source(asked, &field, around));
+            let source = source.unwrap_or(Source::Empty { path: PathBuf::new(), memory: None });
             volumes.list.push(Volume { name: asked.name.clone(), source, field });
         }
-        Ok(volumes)
+        volumes
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&Volume> {
@@ -131,12 +132,16 @@ fn source(asked: &Asked, field: &str, around: &Around<'_>) -> Result<Source, Man
     }
     if let Some(image) = &asked.image {
         let at = format!("{field}.image");
-        let Some(reference) = image.reference.clone().filter(|name| !name.trim().is_empty()) else {
-            return refuse(format!("{at}.reference"), "is missing; name an image");
-        };
-        request::check_image(&reference, &format!("{at}.reference"))?;
-        let pull = request::pull(image.pull_policy.as_deref(), &reference, &format!("{at}.pullPolicy"))?;
-        return Ok(Source::Image { reference, pull });
+        let mut found = Findings::default();
+        let reference = image.reference.clone().filter(|name| !name.trim().is_empty());
+        found.part(match &reference {
+            Some(reference) => request::check_image(reference, &format!("{at}.reference")),
+            None => refuse(format!("{at}.reference"), "is missing; name an image"),
+        });
+        let reference = reference.unwrap_or_default();
+        let pull = request::pull(image.pull_policy.as_deref(), &reference, &format!("{at}.pullPolicy"));
+        let pull = found.part(pull).unwrap_or(Pull::Never);
+        return found.whole(Source::Image { reference, pull });
     }
     let contents = if let Some(map) = &asked.config_map {
         Some(files::of_config_map(map, &format!("{field}.configMap"), around)?)
@@ -162,25 +167,27 @@ fn empty_dir(
     name: &str,
     around: &Around<'_>,
 ) -> Result<Source, ManifestError> {
+    let mut found = Findings::default();
     let limit = match &asked.size_limit {
-        None => 0,
+        None => Ok(0),
         Some(Quantity(text)) => match Amount::parse(text).map(Amount::units) {
-            Some(limit) => limit,
+            Some(limit) => Ok(limit),
             None => {
                 let reason = format!("{text:?} is not a quantity such as 64Mi");
-                return refuse(format!("{field}.emptyDir.sizeLimit"), reason);
+                refuse(format!("{field}.emptyDir.sizeLimit"), reason)
             }
         },
     };
+    let limit = found.part(limit).unwrap_or_default();
     let place = around.place;
-    match asked.medium.as_deref() {
-        None | Some("") => Ok(Source::Empty { path: place.disk.join("volumes").join(name), memory: None }),
-        Some("Memory") => {
-            Ok(Source::Empty { path: place.dir.join("volumes").join(name), memory: Some(limit) })
-        }
+    let (above, memory) = match asked.medium.as_deref() {
+        None | Some("") => (&place.disk, None),
+        Some("Memory") => (&place.dir, Some(limit)),
         Some(other) => {
             let reason = format!("{other:?} is not supported by podhold run: use Memory, or leave it out");
-            refuse(format!("{field}.emptyDir.medium"), reason)
+            found.part::<()>(refuse(format!("{field}.emptyDir.medium"), reason));
+            (&place.disk, None)
         }
-    }
+    };
+    found.whole(Source::Empty { path: above.join("volumes").join(name), memory })
 }

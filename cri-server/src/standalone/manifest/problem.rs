@@ -1,0 +1,111 @@
+//! What is wrong with a manifest. Pure.
+
+use std::{fmt, path::PathBuf};
+
+use super::Position;
+
+/// Why a manifest cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// The file cannot be read.
+    #[error("{path}: cannot be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What is wrong in it, each on a line of its own; never empty.
+    #[error("{}", lines(.0))]
+    Wrong(Vec<Problem>),
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub(super) file: Option<String>,
+    pub(super) at: Option<Position>,
+    /// The path of the field; empty for the whole.
+    pub(super) field: String,
+    pub(super) reason: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, at, field, reason } = self;
+        if let Some(file) = file {
+            write!(f, "{file}:")?;
+        }
+        if let Some(at) = at {
+            write!(f, "{at}:")?;
+        }
+        let space = if file.is_some() || at.is_some() { " " } else { "" };
+        match field.as_str() {
+            "" => write!(f, "{space}{reason}"),
+            field => write!(f, "{space}{field}: {reason}"),
+        }
+    }
+}
+
+/// Problems that are told in one message.
+const SHOWN: usize = 20;
+
+fn lines(problems: &[Problem]) -> String {
+    let mut lines: Vec<String> = problems.iter().take(SHOWN).map(ToString::to_string).collect();
+    if let Some(more) = problems.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        lines.push(format!("and {more} more"));
+    }
+    lines.join("\n")
+}
+
+/// Refuses a field of the pod.
+pub(in crate::standalone) fn refuse<T>(
+    field: impl Into<String>,
+    reason: impl Into<String>,
+) -> Result<T, ManifestError> {
+    let problem = Problem { file: None, at: None, field: field.into(), reason: reason.into() };
+    Err(ManifestError::Wrong(vec![problem]))
+}
+
+/// Problems of a file in the order of its lines.
+pub(super) fn sorted(file: &str, mut problems: Vec<Problem>) -> ManifestError {
+    problems.sort_by_key(|problem| problem.at);
+    problems.dedup();
+    for problem in &mut problems {
+        problem.file = Some(file.to_owned());
+    }
+    ManifestError::Wrong(problems)
+}
+
+/// What is wrong with the parts of something: all of it is told, and not the first alone.
+#[derive(Debug, Default)]
+pub(in crate::standalone) struct Findings(Vec<Problem>);
+
+impl Findings {
+    /// A part, unless it is wrong.
+    pub(in crate::standalone) fn part<T>(&mut self, part: Result<T, ManifestError>) -> Option<T> {
+        match part {
+            Ok(part) => return Some(part),
+            Err(ManifestError::Wrong(problems)) => {
+                let new: Vec<Problem> =
+                    problems.into_iter().filter(|problem| !self.0.contains(problem)).collect();
+                self.0.extend(new);
+            }
+            Err(error @ ManifestError::Read { .. }) => {
+                let reason = error.to_string();
+                self.0.push(Problem { file: None, at: None, field: String::new(), reason });
+            }
+        }
+        None
+    }
+
+    /// The whole, unless a part of it was wrong.
+    pub(in crate::standalone) fn whole<T>(self, whole: T) -> Result<T, ManifestError> {
+        if self.0.is_empty() { Ok(whole) } else { Err(ManifestError::Wrong(self.0)) }
+    }
+
+    pub(super) fn into_problems(self) -> Vec<Problem> {
+        self.0
+    }
+}
