@@ -37,11 +37,12 @@ use std::{
     },
 };
 
-use self::ports::host_ports;
 use self::{
     base::{Base, Names, link_of, mac_of},
-    ledger::{Denied, HostPort, Ledger},
+    error::{denial, taken_by},
+    ledger::{HostPort, Ledger},
     links::{Address, Links, Pair},
+    ports::host_ports,
     record::{Pools, Record},
     rules::Mapping,
 };
@@ -153,7 +154,7 @@ impl Bridge {
         blocking(move || {
             let links = Links::open()?;
             if !bridge.ledger().is_empty() {
-                return bridge.ready(&links).map(drop);
+                return bridge.mend_for_pods(&links);
             }
             if base::standing(&bridge.names, &links)?.is_none() {
                 base::check_name(&bridge.names, &links)?;
@@ -169,7 +170,7 @@ impl Bridge {
             return Ok(());
         }
         let bridge = Arc::clone(self);
-        blocking(move || bridge.ready(&Links::open()?).map(drop)).await
+        blocking(move || bridge.mend_for_pods(&Links::open()?)).await
     }
 
     /// From now on the bridge, the rules and the settings go with the last pod, in no more time than that pod's
@@ -273,6 +274,15 @@ impl Bridge {
         self.make_ready(&mut self.base.blocking_lock(), links)
     }
 
+    /// As [`ready`](Self::ready), unless the last pod has gone meanwhile.
+    fn mend_for_pods(&self, links: &Links) -> Result<(), BridgeError> {
+        let mut base = self.base.blocking_lock();
+        if self.ledger().is_empty() {
+            return Ok(());
+        }
+        self.make_ready(&mut base, links).map(drop)
+    }
+
     fn make_ready(&self, held: &mut Option<Base>, links: &Links) -> Result<Base, BridgeError> {
         if let Some(base) = held.as_ref()
             && base.is_current(&self.names, links)?
@@ -326,35 +336,35 @@ impl Bridge {
             ledger.ports(pod, &link)
         };
         let links = Links::open()?;
-        if !self.remove_base_of_last(pod, &link, &links)? {
+        let Some(mut base) = self.base_of_last(pod, &link) else {
             let none = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
             let mappings = mappings(&ports, &none);
             if !mappings.is_empty() {
                 rules::close_ports(&self.names.table, &mappings)?;
             }
             links.remove(&link)?;
-        }
-        flows::forget(&ports);
-        record::remove(&self.config.dir, pod)?;
-        self.ledger().release(pod, &link);
-        Ok(())
+            return self.forget(pod, &link, &ports);
+        };
+        self.remove_base(&mut base, &links)?;
+        links.remove(&link)?;
+        self.forget(pod, &link, &ports)
     }
 
-    /// Removes the bridge with all that is on it when it is to go with its last pod and this is the one. Answers
-    /// whether it has.
-    fn remove_base_of_last(&self, pod: &PodId, link: &str, links: &Links) -> Result<bool, BridgeError> {
-        if !self.closing.load(Ordering::Relaxed) {
-            return Ok(false);
-        }
-        // Whoever connects a pod holds it until that pod is in the ledger.
-        let mut base = self.base.blocking_lock();
+    /// The bridge, when it is to go with its last pod and this is the one. As long as it is held nobody connects
+    /// another pod, nor makes again what is missing.
+    fn base_of_last(&self, pod: &PodId, link: &str) -> Option<tokio::sync::MutexGuard<'_, Option<Base>>> {
+        let base = self.closing.load(Ordering::Relaxed).then(|| self.base.blocking_lock())?;
         let others = self.own_links().into_iter().any(|other| other != link);
-        if others || self.recorded().iter().any(|other| other != pod) {
-            return Ok(false);
-        }
-        self.remove_base(&mut base, links)?;
-        links.remove(link)?;
-        Ok(true)
+        let recorded = self.recorded().iter().any(|other| other != pod);
+        (!others && !recorded).then_some(base)
+    }
+
+    /// What is known of a pod that is not connected any more.
+    fn forget(&self, pod: &PodId, link: &str, ports: &[HostPort]) -> Result<(), BridgeError> {
+        flows::forget(ports);
+        record::remove(&self.config.dir, pod)?;
+        self.ledger().release(pod, link);
+        Ok(())
     }
 
     fn remove_base(&self, held: &mut Option<Base>, links: &Links) -> Result<(), BridgeError> {
@@ -372,18 +382,6 @@ pub fn in_the_way() -> std::io::Result<Vec<String>> {
 
 fn mappings(ports: &[HostPort], addresses: &[IpAddr]) -> Vec<Mapping> {
     ports.iter().map(|port| Mapping { port: port.clone(), to: addresses.to_vec() }).collect()
-}
-
-fn denial(denied: Denied, pools: Pools) -> BridgeError {
-    match denied {
-        Denied::Full => BridgeError::Full { pool: pools.v4, count: pools.last().saturating_sub(1) },
-        Denied::Taken { port, by } => taken_by(&port, &format!("pod {by}")),
-    }
-}
-
-fn taken_by(port: &HostPort, by: &str) -> BridgeError {
-    let at = port.ip.map(|ip| format!(" of {ip}")).unwrap_or_default();
-    BridgeError::PortTaken { port: format!("{}/{}{at}", port.port, port.protocol.name()), by: by.to_owned() }
 }
 
 async fn blocking<T: Send + 'static>(

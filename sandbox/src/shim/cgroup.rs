@@ -116,14 +116,22 @@ impl Hierarchies {
         counts.filter_map(count).max().unwrap_or(0)
     }
 
-    /// Puts this process, which has one thread, into the cgroup, in every hierarchy that has it and limits
-    /// anything. Where the container has made an inner node of it, which can hold no process (v2), that is the
-    /// cgroup beneath it of `init`.
+    /// Whether memory is limited in a hierarchy of v1.
+    fn carries_memory_beside(&self) -> bool {
+        self.0.iter().any(|hierarchy| !hierarchy.v2 && hierarchy.memory)
+    }
+
+    /// Puts this process, which has one thread, into the cgroup, in every hierarchy that has it. Where the
+    /// container has made an inner node of it, which can hold no process (v2), that is the cgroup beneath it of
+    /// `init`.
     pub(super) fn join(&self, path: &str, init: Pid) -> Result<(), String> {
         let mut joined = false;
-        // Beside those of v1 a unified hierarchy limits nothing, and entering it takes as long as on v2.
-        let pure = self.0.iter().all(|hierarchy| hierarchy.v2);
-        for (hierarchy, directory) in self.directories(path).filter(|(hierarchy, _)| pure || !hierarchy.v2) {
+        // Beside v1's a unified hierarchy may be mounted in which no container is, and it takes as long to enter.
+        let beside = self.carries_memory_beside();
+        let cgroups = fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap_or_default();
+        let unified = !beside || is_within(path, &cgroups);
+        for (hierarchy, directory) in self.directories(path).filter(|(hierarchy, _)| unified || !hierarchy.v2)
+        {
             let file = if hierarchy.v2 { "cgroup.procs" } else { TASKS };
             let enter = |directory: &Path| fs::write(directory.join(file), "0");
             let mut entered = enter(&directory);
@@ -178,6 +186,13 @@ fn below(path: &str, cgroups: &str) -> Option<PathBuf> {
     let below = own.strip_prefix(path.trim_end_matches('/'))?.strip_prefix('/')?;
     let plain = |part: &str| !matches!(part, "" | "." | "..");
     below.split('/').all(plain).then(|| below.into())
+}
+
+/// Whether a process is in the cgroup `path` of the unified hierarchy or beneath it.
+fn is_within(path: &str, cgroups: &str) -> bool {
+    let own = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
+    own.is_some_and(|own| own.trim_end_matches('/') == path.trim_end_matches('/'))
+        || below(path, cgroups).is_some()
 }
 
 /// The processes that `cgroup.procs` of this directory names.
@@ -278,6 +293,20 @@ mod tests {
         assert_eq!(of("/pods/a/b/c"), Some("b/c".into()));
         for other in ["/pods/a", "/pods/ab", "/pods/a/../b", "/pods/a//b", "/", "/../pods/a/b"] {
             assert_eq!(of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_exec_enters_the_unified_tree_unless_the_container_is_in_others_only() {
+        let within = |cgroups: &str| is_within("/pods/a", cgroups);
+        assert!(within("0::/pods/a\n") && within("4:memory:/x\n0::/pods/a/init.scope\n"));
+        assert!(!within("4:memory:/pods/a\n0::/\n") && !within("0::/pods/ab\n") && !within(""));
+        // Hybrid, as systemd's; and pure v2 beside which somebody has mounted a hierarchy without controllers.
+        let v1 = "36 31 0:33 / /c/memory rw - cgroup cgroup rw,memory\n";
+        let named = "36 31 0:33 / /c/systemd rw - cgroup cgroup rw,xattr,name=systemd\n";
+        for (table, beside) in [(v1, true), (named, false)] {
+            let table = format!("{table}41 31 0:38 / /c/unified rw - cgroup2 cgroup2 rw\n");
+            assert_eq!(Hierarchies::parse(&table).carries_memory_beside(), beside, "{table}");
         }
     }
 

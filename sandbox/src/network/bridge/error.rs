@@ -2,7 +2,11 @@
 
 use std::{io, path::PathBuf};
 
-use super::pool::Subnet;
+use super::{
+    ledger::{Denied, HostPort},
+    pool::Subnet,
+    record::Pools,
+};
 use crate::{PodId, netns::NetnsError, record::RecordError};
 
 /// Why an operation on the built-in network failed.
@@ -101,4 +105,18 @@ fn mend(source: &io::Error) -> &'static str {
         }
         _ => "",
     }
+}
+
+/// Why a pod gets no place.
+pub(super) fn denial(denied: Denied, pools: Pools) -> BridgeError {
+    match denied {
+        Denied::Full => BridgeError::Full { pool: pools.v4, count: pools.last().saturating_sub(1) },
+        Denied::Taken { port, by } => taken_by(&port, &format!("pod {by}")),
+    }
+}
+
+/// Why a pod does not get this port.
+pub(super) fn taken_by(port: &HostPort, by: &str) -> BridgeError {
+    let at = port.ip.map(|ip| format!(" of {ip}")).unwrap_or_default();
+    BridgeError::PortTaken { port: format!("{}/{}{at}", port.port, port.protocol.name()), by: by.to_owned() }
 }

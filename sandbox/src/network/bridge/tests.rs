@@ -273,3 +273,29 @@ fn what_somebody_has_put_into_the_group_of_our_links_stays() {
         assert_eq!(links(), ["lo", "foreign"]);
     });
 }
+
+#[test]
+fn a_pod_that_comes_while_the_last_one_goes_is_connected() {
+    on_a_host(|dir| {
+        let bridge = bridge(dir, "a");
+        let (a, b) = (pod(dir, 1, &[]), pod(dir, 2, &[8081]));
+        serve(&b);
+        bridge.close_with_last();
+        connect(&bridge, &a).unwrap();
+        for _ in 0..10 {
+            thread::scope(|scope| {
+                let goes = scope.spawn(|| bridge.give_back(&a.pod).unwrap());
+                let comes = scope.spawn(|| connect(&bridge, &b).unwrap());
+                bridge.mend_for_pods(&Links::open().unwrap()).unwrap();
+                goes.join().unwrap();
+                comes.join().unwrap();
+            });
+            assert_eq!(ask("127.0.0.1:8081".parse().unwrap()).unwrap(), "10.214.0.1");
+            connect(&bridge, &a).unwrap();
+            bridge.give_back(&b.pod).unwrap();
+        }
+        bridge.give_back(&a.pod).unwrap();
+        bridge.mend_for_pods(&Links::open().unwrap()).unwrap();
+        assert_eq!(links(), ["lo"]);
+    });
+}
