@@ -53,15 +53,16 @@ leave() {
 }
 trap leave EXIT
 
+# By exec, in a process of its own: what is killed is then the program, not a shell that waits for it.
 own() {
 	local program="$1"
 	shift
-	"$qemu/usr/lib64/ld-linux-x86-64.so.2" --library-path "$qemu/usr/lib/x86_64-linux-gnu" "$qemu/$program" "$@"
+	exec "$qemu/usr/lib64/ld-linux-x86-64.so.2" --library-path "$qemu/usr/lib/x86_64-linux-gnu" "$qemu/$program" "$@"
 }
 
 emulator() {
 	own usr/bin/qemu-system-x86_64 -L "$qemu/usr/share/qemu" -L "$qemu/usr/share/seabios" \
-		-nodefaults -no-user-config -display none -kernel "$kernel" -initrd "$initrd" "$@"
+		-nodefaults -no-user-config -display none -no-reboot -kernel "$kernel" -initrd "$initrd" "$@"
 }
 
 # /dev/kvm may open and still not run a stock kernel: ask it, once for each boot of the host.
@@ -71,7 +72,7 @@ accelerator() {
 	if [ ! -e "$told" ]; then
 		local seen="$run/probe" which=tcg
 		if [ -w /dev/kvm ]; then
-			emulator -accel kvm -cpu host -m 512M -serial "file:$seen" -no-reboot \
+			emulator -accel kvm -cpu host -m 512M -serial "file:$seen" \
 				-append "console=ttyS0 quiet podhold.probe" >/dev/null 2>&1 &
 			local pid=$! waited=0
 			while kill -0 "$pid" 2>/dev/null && [ "$waited" -lt 20 ]; do sleep 1; waited=$((waited + 1)); done
@@ -88,7 +89,7 @@ accelerator() {
 serve_directory() {
 	local tag="$1" directory="$2" keep="$3"
 	shift 3
-	own usr/libexec/virtiofsd --socket-path "$run/$tag.sock" --shared-dir "$directory" --sandbox none \
+	own usr/libexec/virtiofsd --socket-path "$run/$tag.sock" --shared-dir "$directory" --sandbox none --no-announce-submounts \
 		--cache "$keep" "$@" >"$run/$tag.log" 2>&1 &
 	children+=($!)
 	devices+=(-chardev "socket,id=$tag,path=$run/$tag.sock" -device "vhost-user-fs-pci,chardev=$tag,tag=$tag")
@@ -136,15 +137,24 @@ esac
 code=0
 terminal="$(stty -g 2>/dev/null || true)"
 [ $# -eq 0 ] && [ -n "$terminal" ] && stty raw -echo
-TMPDIR="$run" timeout --foreground --kill-after 5 "$limit" \
-	"$qemu/usr/lib64/ld-linux-x86-64.so.2" --library-path "$qemu/usr/lib/x86_64-linux-gnu" "$qemu/usr/bin/qemu-system-x86_64" \
-	-L "$qemu/usr/share/qemu" -L "$qemu/usr/share/seabios" -nodefaults -no-user-config -display none \
-	-accel "$accel" -cpu "$cpu" -smp 2 -m "$memory" \
+# The clock stands beside it, since `timeout` would start a program, not a function.
+(exec sleep "$limit") &
+clock=$!
+children+=("$clock")
+TMPDIR="$run" emulator -accel "$accel" -cpu "$cpu" -smp 2 -m "$memory" \
 	-object "memory-backend-memfd,id=memory,size=$memory,share=on" -machine pc,memory-backend=memory \
-	-kernel "$kernel" -initrd "$initrd" \
 	-append "console=ttyS0 quiet panic=-1 systemd.show_status=0 apparmor=1 mitigations=off $append" \
 	-drive "if=none,id=root,file=$disk,format=raw,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=root \
-	-serial "file:$console" -no-reboot "${devices[@]}" || code=$?
+	-serial "file:$console" "${devices[@]}" <&0 &
+machine=$!
+children+=("$machine")
+ended=""
+wait -n -p ended "$machine" "$clock" || code=$?
+if [ "$ended" = "$clock" ]; then
+	say "the guest has run for $limit s: it is ended"
+	kill -9 "$machine" 2>/dev/null || true
+	code=124
+fi
 [ $# -eq 0 ] && [ -n "$terminal" ] && stty "$terminal"
 [ -n "$reader" ] && wait "$reader"
 if [ -e "$run/shared/status" ]; then
