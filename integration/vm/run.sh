@@ -10,16 +10,17 @@
 #   --share DIRECTORY  one more directory of the host to show, as it is; may be repeated
 #   --env NAME=VALUE   for the command; may be repeated
 #   --disk FILE        an ext4 image as a second disk, mounted at /disk2; what is written there stays
-#   --time SECONDS     how long the guest may run [3600]
+#   --time SECONDS     how long the guest may run once it is up [3600]
 #   --console FILE     where the kernel's messages go [in the cache: console]
 # Environment: PODHOLD_VM_CACHE (default: .cache/vm of the checkout), PODHOLD_VM_MIRROR, PODHOLD_VM_ACCEL (kvm, tcg).
-# Exit status: the command's; 75 where no guest can be made; 124 where the guest ended without saying anything.
+# Exit status: the command's; 75 where no guest can be made, 76 where it does not come up; 124 where it ended, or was
+# ended at its time, without the command's.
 set -euo pipefail
 
 here="$(cd "$(dirname "$0")" && pwd)"
 checkout="$(cd "$here/../.." && pwd)"
 cache="${PODHOLD_VM_CACHE:-$checkout/.cache/vm}"
-system=trixie memory=2G append="" disk2="" limit=3600 console="$cache/console"
+system=trixie memory=2G append="" disk2="" boot=180 limit=3600 console="$cache/console"
 shares=("$checkout") environment=() reader=""
 
 say() { echo "vm: $*" >&2; }
@@ -138,7 +139,16 @@ code=0
 terminal="$(stty -g 2>/dev/null || true)"
 [ $# -eq 0 ] && [ -n "$terminal" ] && stty raw -echo
 # The clock stands beside it, since `timeout` would start a program, not a function.
-(exec sleep "$limit") &
+# A guest that has not come up by then never will.
+(
+	trap 'kill "$nap"; exit' TERM
+	for part in "$boot" "$limit"; do
+		sleep "$part" &
+		nap=$!
+		wait "$nap"
+		[ -e "$run/shared/up" ] || break
+	done
+) &
 clock=$!
 children+=("$clock")
 TMPDIR="$run" emulator -accel "$accel" -cpu "$cpu" -smp 2 -m "$memory" \
@@ -151,7 +161,7 @@ children+=("$machine")
 ended=""
 wait -n -p ended "$machine" "$clock" || code=$?
 if [ "$ended" = "$clock" ]; then
-	say "the guest has run for $limit s: it is ended"
+	say "the guest's time is over: $boot s to come up, $limit s to run"
 	kill -9 "$machine" 2>/dev/null || true
 	code=124
 fi
@@ -162,4 +172,5 @@ if [ -e "$run/shared/status" ]; then
 fi
 say "the guest ended without a word (emulator: exit code $code); its console is $console:"
 tail -n 20 "$console" >&2 || true
+[ -e "$run/shared/up" ] || exit 76
 exit 124

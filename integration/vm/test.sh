@@ -60,9 +60,9 @@ conformance) make_images && guest conformance "${FOCUS:-}" ;;
 cgroups) guest tests "$filter" $(tests -p podhold-cgroups) ;;
 all) make_images && guest tests "" $(tests -p podhold-integration --tests) ;;
 short)
-	options+=(--time 600)
+	options+=(--time 780)
 	make_images
-	guest short $(tests -p podhold-cgroups)
+	guest short $(tests -p podhold-cgroups --lib --test v2)
 	;;
 *) make_images && guest tests "$filter" $(tests -p podhold-integration --test "$name") ;;
 esac

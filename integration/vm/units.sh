@@ -21,10 +21,10 @@ fail() {
 	exit 1
 }
 good() { echo "units: $1 ($SECONDS s)"; }
-cri() { .cache/bin/crictl --runtime-endpoint "unix://$socket" --image-endpoint "unix://$socket" --timeout 120s "$@"; }
+cri() { .cache/bin/crictl "$@" 2> >(grep -v 'cgroup_parent is not set' >&2); }
 main() { systemctl show -P MainPID podhold; }
 # The workloads' processes, by an argument that nothing else has.
-workloads() { pgrep -x -f 'sleep 86417' | sort -n | paste -sd' '; }
+workloads() { pgrep -x -f '/bin/sleep 86417' | sort -n | paste -sd' '; }
 
 within() {
 	local deadline=$((SECONDS + patience)) what="$1"
@@ -36,7 +36,7 @@ within() {
 }
 active() { [ "$(systemctl is-active podhold)" = active ]; }
 running() { [ "$(cri ps -q 2>/dev/null | wc -l)" = "$1" ]; }
-quiet() { ! pgrep -x podhold-shim >/dev/null; }
+quiet() { ! pgrep -f '^podhold-shim ' >/dev/null; }
 
 install_units() {
 	dist/install.sh "$PROGRAMS" >/dev/null || fail "install"
@@ -44,6 +44,7 @@ install_units() {
 	printf '[network]\nkind = "bridge"\n' >/etc/podhold/config.toml
 	printf 'server = "http://127.0.0.1:5000"\n[host."http://127.0.0.1:5000"]\ncapabilities = ["pull", "resolve"]\n' \
 		>/etc/podhold/certs.d/127.0.0.1:5000/hosts.toml
+	printf 'runtime-endpoint: unix://%s\nimage-endpoint: unix://%s\ntimeout: 120\n' "$socket" "$socket" >/etc/crictl.yaml
 	systemctl daemon-reload
 }
 
@@ -101,7 +102,7 @@ life() {
 	unmoved "stop and start"
 	systemctl daemon-reload && systemctl daemon-reexec || fail "reload, reexec"
 	unmoved "daemon-reload and daemon-reexec"
-	dist/install.sh "$PROGRAMS" >/dev/null && systemctl restart podhold || fail "upgrade"
+	dist/install.sh "$PROGRAMS" >/dev/null && systemctl daemon-reload && systemctl restart podhold || fail "upgrade"
 	unmoved "programs replaced, restarted"
 
 	frozen="$(main)"
