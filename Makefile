@@ -2,7 +2,7 @@
 # user with sudo: what else is needed is installed from package registries (integration/setup.sh).
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench test conformance fuzz kills powercuts crowd soak lint clean setup check-format check-lints unit crictl
+.PHONY: help build demo bench test conformance fuzz kills powercuts crowd soak vm vm-shell vm-short lint clean setup check-format check-lints unit crictl install
 
 CARGO ?= cargo
 RELEASE = $(shell $(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$(shell rustc -vV | sed -n 's/^host: //p')/release
@@ -65,7 +65,25 @@ soak: ## Ten minutes of storm, then 20,000 pods (MINUTES, COUNT, SEED); prints t
 	$(SUDO) $(RELEASE)/podhold-soak storm --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 	$(SUDO) $(RELEASE)/podhold-soak cycles --count $(or $(COUNT),20000)
 
-test: setup check-format check-lints unit crictl conformance ## Check and test everything
+vm: ## Run TEST (a test file, FILE::NAME, conformance, units, short, all) in a Debian guest: cgroup v2, systemd (SYSTEM, SECURITY, DRIVER, FOCUS; RUN=pod.yaml)
+	@integration/setup.sh vm
+	$(CARGO) build --locked --workspace --bins
+	@SUDO='$(SUDO)' SYSTEM='$(SYSTEM)' SECURITY='$(SECURITY)' DRIVER='$(DRIVER)' FOCUS='$(FOCUS)' RUN='$(RUN)' \
+		integration/vm/test.sh $(DEBUG) $(or $(TEST),$(if $(RUN),run,short))
+
+vm-shell: ## A root shell in that guest
+	@integration/setup.sh vm
+	$(SUDO) integration/vm/run.sh $(if $(SYSTEM),--system $(SYSTEM)) --env PATH=$(DEBUG):/usr/sbin:/usr/bin:/sbin:/bin
+
+# Where no guest can be made it says so, and is skipped: Debian 13 and an emulator are not everywhere.
+vm-short:
+	$(CARGO) build --locked --workspace --bins
+	@SUDO='$(SUDO)' integration/vm/test.sh $(DEBUG) short --or-skip
+
+install: ## Install programs and systemd units (DESTDIR, PREFIX=/usr/local); `make build` first
+	$(if $(DESTDIR),,$(SUDO)) env DESTDIR='$(DESTDIR)' PREFIX='$(or $(PREFIX),/usr/local)' dist/install.sh $(RELEASE)
+
+test: setup check-format check-lints unit crictl conformance vm-short ## Check and test everything
 
 setup: ## Install what the tests need
 	@integration/setup.sh test

@@ -3,7 +3,7 @@
 # Takes everything from package registries: Debian, PyPI and the Go module proxy. Does nothing that is
 # done already. Runs as root, or as a user with sudo.
 #
-# Usage: setup.sh [build|demo|test|fuzz]    (default: test; each of the first three takes in the one before)
+# Usage: setup.sh [build|demo|test|fuzz|vm]    (default: test; each of the first three takes in the one before)
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -18,6 +18,8 @@ for_running="containernetworking-plugins iptables nftables iproute2 docker-regis
 for_testing="tmux skopeo umoci"
 # libFuzzer is C++.
 for_fuzzing="g++"
+# A guest is made of Debian packages, without installing anything else here.
+for_guests="mmdebstrap e2fsprogs cpio xz-utils"
 # The official client and suite (Go module sigs.k8s.io/cri-tools): the version we want, and the one that is
 # taken where the module proxy refuses it.
 cri_tools_version=v1.36.1-0.20260813070737-ba03eabc1450
@@ -127,8 +129,11 @@ test)
 fuzz)
 	install_packages $for_building $for_fuzzing
 	;;
+vm)
+	install_packages $for_guests
+	;;
 *)
-	echo "usage: $0 [build|demo|test|fuzz]" >&2
+	echo "usage: $0 [build|demo|test|fuzz|vm]" >&2
 	exit 2
 	;;
 esac

@@ -22,4 +22,5 @@ pub mod streaming;
 
 mod numbers;
 mod output;
+mod service;
 mod sys;

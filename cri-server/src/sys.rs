@@ -1,7 +1,7 @@
 //! The only unsafe code of this crate: settings of the C library and the kernel that nothing else reaches.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Lets this thread go before others at once when it has something to do: nice value `nice`, and turns of
 /// `turn_ns` nanoseconds. What it starts from now on, threads and processes, has neither.
@@ -51,4 +51,13 @@ pub(crate) fn set_propagation(tree: BorrowedFd<'_>, kind: libc::c_ulong) -> std:
         )
     };
     if answer == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Takes the first socket that a service manager has handed over, sd_listen_fds(3). To be called at most once, before
+/// this process opens anything, and only when the manager says that there is one.
+pub(crate) fn first_inherited() -> OwnedFd {
+    const FIRST: std::os::fd::RawFd = 3;
+    // SAFETY: the protocol gives this number to the socket, nothing was opened or closed since the process began, and
+    // the caller asks once: nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(FIRST) }
 }

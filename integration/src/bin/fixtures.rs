@@ -33,6 +33,8 @@ enum Verb {
     },
     /// Print every image with the digest that its tag points at
     List,
+    /// Make the images that tests serve, unless they are there, and print where: for who will run them elsewhere
+    Store,
 }
 
 #[tokio::main]
@@ -57,6 +59,10 @@ async fn run(verb: Verb) -> Result<(), Box<dyn Error>> {
                 std::fs::write(&path, archive::archive(&named.image, named.tag))?;
                 println!("{}", path.display());
             }
+            Ok(())
+        }
+        Verb::Store => {
+            println!("{}", store::directory().await?.display());
             Ok(())
         }
         Verb::List => {
