@@ -40,7 +40,7 @@ pub(super) fn version() -> cri::VersionResponse {
 
 /// What the kubelet must adapt to.
 pub(super) fn configuration(runtime: &Runtime) -> cri::RuntimeConfigResponse {
-    let driver = match runtime.config().cgroup_driver() {
+    let driver = match runtime.cgroup_driver() {
         Driver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
         Driver::Systemd => cri::CgroupDriver::Systemd,
     };
