@@ -119,6 +119,11 @@ impl Cgroups {
         scope::settle(self, leaf, pid)
     }
 
+    /// Whether systemd stops this scope, for somebody else than us. What cannot be found out is a no.
+    pub fn is_stopped_by_systemd(&self, scope: &CgroupPath) -> bool {
+        self.systemd().is_some_and(|systemd| systemd.stops(scope.name()).unwrap_or(false))
+    }
+
     /// Ends whatever runs in a scope, and gives it back to systemd. A missing one is a success.
     pub fn end_scope(&self, scope: &CgroupPath) -> Result<(), CgroupError> {
         scope::end(self, scope)

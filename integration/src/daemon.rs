@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long the daemon may take until it answers on its socket.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How long it may take to end after TERM.
 const FAREWELL: Duration = Duration::from_secs(60);

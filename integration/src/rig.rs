@@ -37,10 +37,10 @@ pub const BUILT_IN: &str = "podhold-own";
 
 /// How long what a test has ended may take to be gone: the kernel removes namespaces, links and
 /// cgroups some time after their last user.
-const SETTLE: Duration = Duration::from_secs(40);
+const SETTLE: Duration = Duration::from_secs(90);
 
 /// How long the registry may take to start.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 

@@ -175,21 +175,32 @@ impl Bus {
     /// Calls a method of the manager; answers the texts it returns.
     pub(super) fn ask(
         &mut self,
-        member: &'static str,
+        member: &str,
         signature: &str,
         body: Writer,
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<Vec<String>, BusError> {
-        let method = Method { interface: MANAGER, ..of_manager(member) };
-        self.call(method, signature, body, fd)
+        self.call(of_manager(member), signature, body, fd)
     }
 
     /// A property of the manager.
     pub(super) fn property(&mut self, name: &str) -> Result<String, BusError> {
+        self.property_of(of_manager("Get").path, MANAGER, name)
+    }
+
+    /// Which of systemd's states a unit is in, such as `active`.
+    pub(super) fn state_of(&mut self, unit: &str) -> Result<String, BusError> {
         let mut body = Writer::default();
-        body.text(MANAGER);
+        body.text(unit);
+        let path = self.ask("GetUnit", "s", body, None)?.pop().unwrap_or_default();
+        self.property_of(&path, "org.freedesktop.systemd1.Unit", "ActiveState")
+    }
+
+    fn property_of(&mut self, path: &str, interface: &str, name: &str) -> Result<String, BusError> {
+        let mut body = Writer::default();
+        body.text(interface);
         body.text(name);
-        let method = Method { interface: "org.freedesktop.DBus.Properties", ..of_manager("Get") };
+        let method = Method { path, interface: "org.freedesktop.DBus.Properties", ..of_manager("Get") };
         let mut answer = self.call(method, "ss", body, None)?;
         answer.pop().ok_or_else(|| BusError::Malformed(format!("the property {name} is empty")))
     }
@@ -197,7 +208,7 @@ impl Bus {
     /// Calls a method that begins a job, and waits for the job's end.
     pub(super) fn run(
         &mut self,
-        member: &'static str,
+        member: &str,
         signature: &str,
         body: Writer,
         fd: Option<BorrowedFd<'_>>,
@@ -216,7 +227,7 @@ impl Bus {
 
     fn call(
         &mut self,
-        method: Method,
+        method: Method<'_>,
         signature: &str,
         body: Writer,
         fd: Option<BorrowedFd<'_>>,
@@ -325,11 +336,67 @@ impl Bus {
     }
 }
 
-fn of_manager(member: &'static str) -> Method {
+fn of_manager(member: &str) -> Method<'_> {
     Method {
         destination: "org.freedesktop.systemd1",
         path: "/org/freedesktop/systemd1",
         interface: MANAGER,
         member,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// What becomes of a call to somebody who says this and then nothing, or hangs up.
+    fn told(words: &'static [u8], hangs_up: bool) -> BusError {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bus");
+        let listener = UnixListener::bind(&path).unwrap();
+        let other = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _unheard = stream.write_all(words);
+            if !hangs_up {
+                // Until we hang up.
+                let _all = stream.read_to_end(&mut Vec::new());
+            }
+        });
+        let deadline = Deadline::within(Duration::from_millis(300));
+        let asked = Bus::dial(&path, deadline).and_then(|mut bus| bus.property("Version"));
+        let error = asked.unwrap_err();
+        other.join().unwrap();
+        error
+    }
+
+    #[test]
+    fn nobody_keeps_a_call_beyond_its_deadline_or_makes_it_believe_anything() {
+        const AGREED: &[u8] = b"OK 0123\r\nAGREE_UNIX_FD\r\n";
+        let silent = [&b""[..], b"OK 0123\r\n", AGREED];
+        for words in silent {
+            assert!(matches!(told(words, false), BusError::Silent(_)), "{words:?}");
+            assert!(told(words, true).passes(), "{words:?}");
+        }
+        assert!(matches!(told(b"REJECTED EXTERNAL\r\n", false), BusError::Refused { .. }));
+        assert!(matches!(told(&[b'x'; 4096], false), BusError::Malformed(_)));
+        assert!(matches!(
+            told(b"OK 0123\r\nAGREE_UNIX_FD\r\nnot a message at all", false),
+            BusError::Malformed(_)
+        ));
+        // A message that is longer than any is read to its end, and never kept.
+        assert!(matches!(
+            told(b"OK 0123\r\nAGREE_UNIX_FD\r\nl\x04\0\x01\0\0\0\x01\x01\0\0\0\0\0\0\0", false),
+            BusError::Silent(_) | BusError::Malformed(_)
+        ));
+    }
+
+    #[test]
+    fn who_is_not_there_may_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let deadline = Deadline::within(Duration::from_secs(5));
+        let error = Bus::dial(&dir.path().join("nobody"), deadline).unwrap_err();
+        assert!(matches!(error, BusError::Lost(_)) && error.passes(), "{error}");
     }
 }

@@ -31,11 +31,11 @@ pub(super) const SIGNAL: u8 = 4;
 
 /// A method to call.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Method {
-    pub(super) destination: &'static str,
-    pub(super) path: &'static str,
-    pub(super) interface: &'static str,
-    pub(super) member: &'static str,
+pub(super) struct Method<'a> {
+    pub(super) destination: &'a str,
+    pub(super) path: &'a str,
+    pub(super) interface: &'a str,
+    pub(super) member: &'a str,
 }
 
 /// Why bytes are no message.
@@ -98,7 +98,7 @@ fn length(bytes: usize) -> u32 {
 }
 
 /// The bytes of a call with `body`, which has this signature and brings `fds` descriptors.
-pub(super) fn call(method: Method, serial: u32, signature: &str, body: Writer, fds: u32) -> Vec<u8> {
+pub(super) fn call(method: Method<'_>, serial: u32, signature: &str, body: Writer, fds: u32) -> Vec<u8> {
     let mut message = Writer(vec![ORDER, METHOD_CALL, 0, 1]);
     message.u32(length(body.0.len()));
     message.u32(serial);
@@ -231,7 +231,7 @@ impl Reader<'_> {
 mod tests {
     use super::*;
 
-    const METHOD: Method = Method { destination: "a.b", path: "/a", interface: "a.b.C", member: "Do" };
+    const METHOD: Method<'_> = Method { destination: "a.b", path: "/a", interface: "a.b.C", member: "Do" };
 
     fn sample() -> Vec<u8> {
         let mut body = Writer::default();

@@ -30,6 +30,8 @@ use crate::events::settle;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long it may take to say which version it is.
 const GREETING: Duration = Duration::from_secs(5);
+/// How long it may take to say what a unit is at.
+const GLANCE: Duration = Duration::from_secs(3);
 /// How long to wait before systemd is asked again that was not there.
 const AGAIN: Duration = Duration::from_millis(50);
 /// How long a scope that exists may take to have its process.
@@ -105,6 +107,14 @@ impl Systemd {
     pub(crate) fn end(&self, unit: &str) -> Result<(), BusError> {
         let deadline = Deadline::within(PATIENCE);
         self.again_and_again(deadline, || end(unit, deadline))
+    }
+
+    /// Whether somebody has it stop the unit just now. Asked once, and not for long.
+    pub(crate) fn stops(&self, unit: &str) -> Result<bool, BusError> {
+        let deadline = Deadline::within(GLANCE);
+        let _turn = self.inner.turns.take(deadline.at);
+        let state = Bus::open(deadline)?.state_of(unit)?;
+        Ok(state == "deactivating")
     }
 
     /// Does an errand when it is its turn, and again while systemd is not there, until the deadline.

@@ -60,6 +60,7 @@ impl Service {
             status: Some(cri::RuntimeStatus { conditions: conditions(&self.runtime).await }),
             info: info(request.verbose, || {
                 serde_json::json!({
+                    "cgroup_driver": self.runtime.cgroup_driver(),
                     "config": self.runtime.config(),
                     "damaged": damaged(&self.runtime),
                     "pulls": pulls(&self.runtime),

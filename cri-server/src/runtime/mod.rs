@@ -3,6 +3,7 @@
 //! The gRPC service and `podhold run` both call these and nothing below them. Each changing verb runs in
 //! a task of its own (see [`flight`]) and follows claim, act, commit (see [`crate::state`]).
 
+mod apparmor;
 mod archives;
 mod check;
 mod confinement;
@@ -144,6 +145,7 @@ impl Runtime {
             Cgroups::detect(driver).map_err(Error::from)
         })
         .await?;
+        apparmor::load().await;
         let images = Images::open(image_config(&config))
             .await
             .map_err(|error| Error::image("opening the image store", &error))?;
