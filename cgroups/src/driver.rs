@@ -2,6 +2,8 @@
 //!
 //! Invariant: what the kubelet names and what is made here agree with the kubelet's own naming rules.
 
+use std::fmt;
+
 use crate::{CgroupPath, InvalidCgroupPath};
 
 /// Who makes cgroups.
@@ -25,13 +27,62 @@ impl Driver {
         }
     }
 
-    /// The leaf for `id` beneath `parent`: a directory named by the id, or a scope.
+    /// The cgroup of the pod `id`, whose containers are in it. `given` is the one that its caller has made for it,
+    /// with its limits; else it is made for the pod beneath `parent`, with limits of ours.
     #[must_use]
-    pub fn leaf(self, parent: &CgroupPath, id: &str) -> CgroupPath {
-        match self {
-            Self::Cgroupfs => parent.child(id),
-            Self::Systemd => parent.child(&format!("podhold-{id}.scope")),
+    pub fn pod(self, place: Place<'_>, id: &str) -> CgroupPath {
+        let scope = |parent: &CgroupPath| parent.child(&scope_name(id));
+        match (self, place) {
+            (Self::Cgroupfs, Place::Given(given)) => given.clone(),
+            (Self::Cgroupfs, Place::Beneath(parent)) => parent.child(id),
+            (Self::Systemd, Place::Given(given)) => scope(given),
+            // The limits of a scope's own cgroup are systemd's to write; beneath it, all is ours.
+            (Self::Systemd, Place::Beneath(parent)) => scope(parent).child(LIMITED),
         }
+    }
+}
+
+/// Where a pod goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Place<'a> {
+    /// Into this cgroup, made for it alone.
+    Given(&'a CgroupPath),
+    /// Into one of its own beneath this cgroup.
+    Beneath(&'a CgroupPath),
+}
+
+/// The cgroup within a scope that has the pod's limits.
+const LIMITED: &str = "pod";
+
+/// The name of a pod's scope.
+fn scope_name(id: &str) -> String {
+    format!("podhold-{id}.scope")
+}
+
+impl CgroupPath {
+    /// The scope of ours that this cgroup is, or is in.
+    pub fn scope(&self) -> Option<Self> {
+        let mut above = std::iter::successors(Some(self.clone()), Self::parent);
+        above.find(|path| path.pod_of_scope().is_some())
+    }
+
+    /// The id of the pod whose scope this is.
+    pub fn pod_of_scope(&self) -> Option<&str> {
+        pod_of_scope(self.name())
+    }
+}
+
+/// The id of the pod whose scope has this name.
+pub fn pod_of_scope(name: &str) -> Option<&str> {
+    name.strip_prefix("podhold-")?.strip_suffix(".scope").filter(|id| !id.is_empty())
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cgroupfs => "cgroupfs",
+            Self::Systemd => "systemd",
+        })
     }
 }
 
@@ -81,13 +132,17 @@ mod tests {
     }
 
     #[test]
-    fn leaves_are_scopes_under_systemd_and_ids_under_cgroupfs() {
+    fn a_pod_is_in_its_scope_under_systemd_and_where_it_was_told_under_cgroupfs() {
         let slice = Driver::Systemd.parent("kubepods-podx.slice").unwrap();
-        assert_eq!(
-            Driver::Systemd.leaf(&slice, "abc").as_str(),
-            "/kubepods.slice/kubepods-podx.slice/podhold-abc.scope"
-        );
+        let given = Driver::Systemd.pod(Place::Given(&slice), "abc");
+        assert_eq!(given.as_str(), "/kubepods.slice/kubepods-podx.slice/podhold-abc.scope");
+        let own = Driver::Systemd.pod(Place::Beneath(&slice), "abc");
+        assert_eq!(own, given.child("pod"));
+        assert_eq!(own.child("container").scope().as_ref(), Some(&given));
+        assert_eq!((given.pod_of_scope(), slice.scope()), (Some("abc"), None));
         let parent = Driver::Cgroupfs.parent("/kubepods/podx").unwrap();
-        assert_eq!(Driver::Cgroupfs.leaf(&parent, "abc").as_str(), "/kubepods/podx/abc");
+        assert_eq!(Driver::Cgroupfs.pod(Place::Given(&parent), "abc"), parent);
+        assert_eq!(Driver::Cgroupfs.pod(Place::Beneath(&parent), "abc"), parent.child("abc"));
+        assert_eq!(parent.scope(), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{CgroupPath, InvalidCgroupPath};
+use crate::{BusError, CgroupPath, InvalidCgroupPath};
 
 /// Why an operation on a cgroup failed.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +14,18 @@ pub enum CgroupError {
     #[error("the systemd cgroup driver cannot be used: {reason}; set the driver to cgroupfs")]
     DriverUnavailable {
         /// What is missing.
-        reason: &'static str,
+        reason: String,
+    },
+    /// systemd has not done its part.
+    #[error("{unit}: cannot {operation}")]
+    Systemd {
+        /// The unit.
+        unit: String,
+        /// What was attempted.
+        operation: &'static str,
+        /// Why not.
+        #[source]
+        source: BusError,
     },
     /// A limit that makes no sense, found before anything was written.
     #[error("{field} = {value}: {reason}")]
@@ -123,4 +134,16 @@ impl CgroupError {
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Missing(_))
     }
+}
+
+/// An error with all that led to it.
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        next = error.source();
+    }
+    text
 }

@@ -15,7 +15,8 @@ use oci_spec::runtime::LinuxResources;
 use crate::{
     CgroupError, CgroupPath, Driver, Stats, Version, find, kill, limits,
     mounts::{self, Hierarchy},
-    remove, stats,
+    remove, scope, stats,
+    systemd::Systemd,
 };
 
 /// The machine's cgroups. Cheap to clone.
@@ -28,6 +29,7 @@ pub struct Cgroups {
 struct Inner {
     version: Version,
     driver: Driver,
+    systemd: Option<Systemd>,
     hierarchies: Vec<Hierarchy>,
     controllers: Vec<String>,
 }
@@ -37,19 +39,10 @@ const ESSENTIAL: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 const WANTED: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
 
 impl Cgroups {
-    /// Finds the machine's hierarchies in `/proc/self/mountinfo`.
-    ///
-    /// The systemd driver needs a unified hierarchy and a running systemd.
+    /// Finds the machine's hierarchies in `/proc/self/mountinfo`. Whether the driver can work here is for
+    /// [`Choice`](crate::Choice) to say.
     pub fn detect(driver: Driver) -> Result<Self, CgroupError> {
         let (version, hierarchies) = mounts::detect()?;
-        if driver == Driver::Systemd {
-            if version == Version::V1 {
-                return Err(CgroupError::DriverUnavailable { reason: "it needs a pure cgroup v2 machine" });
-            }
-            if !Path::new("/run/systemd/system").is_dir() {
-                return Err(CgroupError::DriverUnavailable { reason: "systemd does not run here" });
-            }
-        }
         Ok(Self::from_hierarchies(version, driver, hierarchies))
     }
 
@@ -68,7 +61,13 @@ impl Cgroups {
         }
         controllers.sort();
         controllers.dedup();
-        Self { inner: Arc::new(Inner { version, driver, hierarchies, controllers }) }
+        let systemd = (driver == Driver::Systemd).then(Systemd::default);
+        Self { inner: Arc::new(Inner { version, driver, systemd, hierarchies, controllers }) }
+    }
+
+    /// Whom scopes are asked from; `None` under cgroupfs.
+    pub(crate) fn systemd(&self) -> Option<&Systemd> {
+        self.inner.systemd.as_ref()
     }
 
     /// The generation that carries the controllers; hybrid is [`Version::V1`].
@@ -102,12 +101,32 @@ impl Cgroups {
 
     /// Makes the cgroup and its ancestors in every hierarchy. Succeeds when it exists.
     ///
-    /// On v1 the cpuset of new cgroups is their parent's; on v2 the controllers are enabled for it.
+    /// On v1 the cpuset of new cgroups is their parent's; on v2 the controllers are enabled for it. Nothing is
+    /// made in a scope that has ended: that is [`CgroupError::Missing`].
     pub fn create(&self, path: &CgroupPath) -> Result<(), CgroupError> {
+        if let Some(scope) = path.scope() {
+            return scope::create_within(self, &scope, path);
+        }
         for hierarchy in &self.inner.hierarchies {
             create_in(hierarchy, path, self.inner.version)?;
         }
         Ok(())
+    }
+
+    /// Puts the first process of a pod into its cgroup `leaf`, and makes that: beneath a scope that systemd makes
+    /// for the process, or as it is.
+    pub fn settle(&self, leaf: &CgroupPath, pid: u32) -> Result<(), CgroupError> {
+        scope::settle(self, leaf, pid)
+    }
+
+    /// Whether systemd stops this scope, for somebody else than us. What cannot be found out is a no.
+    pub fn is_stopped_by_systemd(&self, scope: &CgroupPath) -> bool {
+        self.systemd().is_some_and(|systemd| systemd.stops(scope.name()).unwrap_or(false))
+    }
+
+    /// Ends whatever runs in a scope, and gives it back to systemd. A missing one is a success.
+    pub fn end_scope(&self, scope: &CgroupPath) -> Result<(), CgroupError> {
+        scope::end(self, scope)
     }
 
     /// Whether the cgroup exists (in the hierarchy that statistics come from).
@@ -285,7 +304,7 @@ impl Cgroups {
         if self.exists(path) { Ok(()) } else { Err(CgroupError::Missing(path.clone())) }
     }
 
-    fn missing(&self, path: &CgroupPath, error: CgroupError) -> CgroupError {
+    pub(crate) fn missing(&self, path: &CgroupPath, error: CgroupError) -> CgroupError {
         match &error {
             CgroupError::Io { source, .. } if gone(source) && !self.exists(path) => {
                 CgroupError::Missing(path.clone())
@@ -342,6 +361,15 @@ fn inherit(parent: &Path, dir: &Path, name: &str) -> Result<(), CgroupError> {
 
 /// Lets the children of `dir` have every controller that `dir` has.
 pub(crate) fn enable_controllers(dir: &Path) -> Result<(), CgroupError> {
+    enable(dir, &WANTED)
+}
+
+/// As [`enable_controllers`] with those that systemd does not know, in a directory of its own.
+pub(crate) fn enable_foreign(dir: &Path) -> Result<(), CgroupError> {
+    enable(dir, &["hugetlb"])
+}
+
+fn enable(dir: &Path, wanted: &[&'static str]) -> Result<(), CgroupError> {
     let read = |name: &str| {
         let file = dir.join(name);
         fs::read_to_string(&file).map_err(CgroupError::io("read", file))
@@ -350,7 +378,7 @@ pub(crate) fn enable_controllers(dir: &Path) -> Result<(), CgroupError> {
     let enabled = read("cgroup.subtree_control")?;
     let has = |list: &str, name: &str| list.split_whitespace().any(|c| c == name);
     let missing: Vec<&str> =
-        WANTED.into_iter().filter(|name| has(&available, name) && !has(&enabled, name)).collect();
+        wanted.iter().copied().filter(|name| has(&available, name) && !has(&enabled, name)).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -5,6 +5,7 @@
 //! bear missing files, and kills that reach every process. Blocking calls throughout, none of them
 //! unbounded; an async caller uses `spawn_blocking`.
 
+mod choice;
 mod devices;
 mod driver;
 mod error;
@@ -16,12 +17,15 @@ mod limits;
 mod mounts;
 mod path;
 mod remove;
+mod scope;
 mod stats;
 mod sys;
+mod systemd;
 mod undo;
 mod validate;
 
-pub use driver::Driver;
+pub use choice::Choice;
+pub use driver::{Driver, Place, pod_of_scope};
 pub use error::CgroupError;
 pub use handle::Cgroups;
 pub use mounts::Version;
@@ -30,4 +34,5 @@ pub use stats::{
     CpuStats, Details, DeviceIo, HugepageStats, MemoryStats, PidsStats, Pressure, PressureLine, Stats,
     SwapStats,
 };
+pub use systemd::BusError;
 pub use validate::LEAST_MEMORY;

@@ -34,6 +34,16 @@ pub(crate) fn check(
             return Err(CgroupError::NoController { field: field.to_owned(), controller });
         }
     }
+    for key in resources.unified().iter().flat_map(|map| map.keys()) {
+        let controller = key.split('.').next().unwrap_or_default();
+        if !cgroups.has(controller) {
+            return Err(CgroupError::Invalid {
+                field: format!("unified[{key:?}]"),
+                value: String::new(),
+                reason: format!("the {controller} cgroup controller is not available"),
+            });
+        }
+    }
     let sizes = stats::page_sizes();
     for huge in resources.hugepage_limits().iter().flatten() {
         if !sizes.contains(huge.page_size()) {
@@ -81,6 +91,16 @@ pub(crate) fn set(
     for (field, controller) in validate::needs(cgroups.version(), resources) {
         if !cgroups.has(controller) {
             return Err(CgroupError::NoController { field: field.to_owned(), controller });
+        }
+    }
+    let dir = cgroups.main_dir(path);
+    for (key, value) in resources.unified().iter().flatten() {
+        if !dir.join(key).exists() {
+            return Err(CgroupError::Invalid {
+                field: format!("unified[{key:?}]"),
+                value: value.clone(),
+                reason: "this kernel has no such file in a container's cgroup".to_owned(),
+            });
         }
     }
     let saved = Saved::of(cgroups, path, resources);

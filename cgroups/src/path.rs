@@ -55,6 +55,11 @@ impl CgroupPath {
         (!above.is_empty()).then(|| Self(above.to_owned()))
     }
 
+    /// Its own name, the last part.
+    pub fn name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+
     /// The path as text, beginning with `/`.
     pub fn as_str(&self) -> &str {
         &self.0

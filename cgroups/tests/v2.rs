@@ -57,6 +57,32 @@ fn a_swap_limit_is_dropped_where_swap_is_not_accounted() {
 }
 
 #[test]
+fn a_unified_key_has_to_be_a_file_that_the_kernel_has() {
+    let (root, cgroups, pod) = fixture(&[("memory.high", "max")]);
+    let unified = |key: &str| {
+        let map = std::collections::HashMap::from([(key.to_owned(), "1048576".to_owned())]);
+        LinuxResourcesBuilder::default().unified(map).build().unwrap()
+    };
+    let error = cgroups.set(&pod, &unified("memory.hihg")).unwrap_err().to_string();
+    assert!(error.contains("memory.hihg") && error.contains("no such file"), "{error}");
+    assert!(!root.path().join("pod/memory.hihg").exists());
+    let error = cgroups.check(&pod, &unified("dmem.max")).unwrap_err().to_string();
+    assert!(error.contains("dmem"), "{error}");
+    cgroups.check(&pod, &unified("memory.high")).unwrap();
+    cgroups.set(&pod, &unified("memory.high")).unwrap();
+    assert_eq!(&read(root.path(), "memory.high")[..7], "1048576");
+}
+
+#[test]
+fn nothing_is_made_in_a_scope_that_has_ended() {
+    let (root, cgroups, _) = fixture(&[]);
+    let within = CgroupPath::parse("/a.slice/podhold-x.scope/pod/one").unwrap();
+    let error = cgroups.create(&within).unwrap_err();
+    assert!(error.is_missing(), "{error}");
+    assert!(!root.path().join("a.slice").exists());
+}
+
+#[test]
 fn creating_enables_controllers_for_the_children() {
     let (root, cgroups, _) = fixture(&[]);
     cgroups.create(&CgroupPath::parse("/pod").unwrap()).unwrap();

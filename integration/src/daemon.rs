@@ -13,13 +13,14 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::{
+    cgroup,
     cri::Cri,
     machine::{Machine, MachineError},
     programs,
 };
 
 /// How long the daemon may take until it answers on its socket.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How long it may take to end after TERM.
 const FAREWELL: Duration = Duration::from_secs(60);
@@ -144,7 +145,7 @@ pub struct Daemon {
     pub cri: Cri,
 }
 
-/// The configuration of a daemon whose pods go into the cgroup `/PARENT`.
+/// The configuration of a daemon whose pods go into the cgroup of this name, under the driver that is tested.
 pub fn configuration(places: &Places, parent: &str) -> String {
     let plugins: Vec<String> = [places.plugins().display().to_string()]
         .into_iter()
@@ -152,10 +153,12 @@ pub fn configuration(places: &Places, parent: &str) -> String {
         .collect();
     format!(
         "run_dir = {run:?}\nstate_dir = {state:?}\nsocket = {socket:?}\nlog_level = \"info,podhold=debug\"\n\
-         [cgroups]\ndriver = \"cgroupfs\"\nparent = \"/{parent}\"\n\
+         [cgroups]\ndriver = {driver:?}\nparent = {parent:?}\n\
          [cni]\nconf_dir = {cni:?}\nbin_dirs = {plugins:?}\ntimeout_seconds = 10\n\
          [image]\nhosts_dir = {hosts:?}\n\
          [shim]\nbinary = {shim:?}\n",
+        driver = cgroup::DRIVER.name(),
+        parent = cgroup::DRIVER.parent(parent),
         run = places.run(),
         state = places.state(),
         socket = places.socket(),

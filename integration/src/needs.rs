@@ -31,6 +31,11 @@ pub fn skipped(reason: &str) {
     println!("SKIPPED: {reason}");
 }
 
+/// Says that the test is for another machine, which is no lack of this one: the guest of `make vm` runs it.
+pub fn elsewhere(reason: &str) {
+    println!("for another machine: {reason}; make vm runs it");
+}
+
 /// Returns from the test, saying why, unless everything named is there: `root`, `program "NAME"`,
 /// `plugin "NAME"`.
 #[macro_export]

@@ -37,10 +37,10 @@ pub const BUILT_IN: &str = "podhold-own";
 
 /// How long what a test has ended may take to be gone: the kernel removes namespaces, links and
 /// cgroups some time after their last user.
-const SETTLE: Duration = Duration::from_secs(40);
+const SETTLE: Duration = Duration::from_secs(90);
 
 /// How long the registry may take to start.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
@@ -77,6 +77,7 @@ impl Rig {
     /// When something does not start.
     pub async fn start_on(on: Network) -> Self {
         let cgroup = format!("podhold-it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let cgroup = cgroup::DRIVER.top(&cgroup);
         cgroup::remove_abandoned();
         // Filled here once, so that the registries in the machines find it ready.
         store::directory().await.expect("build the test images");
@@ -111,6 +112,11 @@ impl Rig {
         rig.leave_what_stays().await;
         rig.before = rig.snapshot().await;
         rig
+    }
+
+    /// The cgroup of a pod, beneath every hierarchy's root, that names none of its own. No leading `/`.
+    pub fn pod_cgroup(&self, pod: &str) -> String {
+        cgroup::DRIVER.pod(&self.cgroup, pod)
     }
 
     /// A client of the daemon.
@@ -250,6 +256,8 @@ impl Rig {
             leaks.retain(|leak| {
                 leak.kind != Kind::Cgroup || leak.after > 0 || !leak.thing.ends_with(&self.cgroup)
             });
+            // Slices are whoever's who has named them: the test's, or here systemd's.
+            leaks.retain(|leak| leak.kind != Kind::Cgroup || !leak.thing.ends_with(".slice"));
             if leaks.is_empty() || Instant::now() >= deadline {
                 return leaks;
             }

@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use podhold_integration::{configs, cri::Cri, rig, rig::PROBE};
+use podhold_integration::{cgroup, configs, cri::Cri, rig, rig::PROBE};
 use podhold_proto::cri::*;
 use tokio::time::timeout;
 use tonic::{Code, Status};
@@ -122,16 +122,32 @@ async fn the_same_call_many_times_at_once_is_one() {
     rig.finish().await;
 }
 
+/// The weight on cgroup version 2 of shares on version 1, as all runtimes compute it by now: 1 is 2 shares, 100
+/// is 1024, 10000 is 262144.
+fn weight_of(shares: i64) -> i64 {
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "they are small")]
+    {
+        let log = (shares as f64).log2();
+        10f64.powf((log * log + 125.0 * log) / 612.0 - 7.0 / 34.0).ceil() as i64
+    }
+}
+
 /// Waits until the status says what the kernel has: nothing tells a client that has gone away when its call
 /// has come to its end.
-async fn agree(cri: &Cri, id: &str, file: &str, round: u64) {
+async fn agree(cri: &Cri, id: &str, place: &Path, round: u64) {
     let deadline = tokio::time::Instant::now() + SOON;
     let mut ticks = tokio::time::interval(Duration::from_millis(2));
     loop {
         ticks.tick().await;
-        let told = shares(cri, id).await.to_string();
-        let kernel = std::fs::read_to_string(file).unwrap();
-        if kernel.trim() == told {
+        let told = shares(cri, id).await;
+        let read = |name: &str| std::fs::read_to_string(place.join(name)).ok()?.trim().parse::<i64>().ok();
+        // Version 1 has what was asked for, version 2 a weight that grows with it.
+        let kernel = read("cpu.shares").or_else(|| read("cpu.weight").map(|weight| -weight)).unwrap();
+        let agrees = match kernel {
+            shares if shares > 0 => shares == told,
+            weight => -weight == weight_of(told),
+        };
+        if agrees {
             return;
         }
         assert!(
@@ -144,20 +160,20 @@ async fn agree(cri: &Cri, id: &str, file: &str, round: u64) {
 /// What the kernel has and what the status says do not differ for long, whenever the client goes away.
 #[tokio::test]
 async fn an_update_whose_client_goes_away_is_made_whole_or_not_at_all() {
-    if !std::path::Path::new("/sys/fs/cgroup/cpu/cpu.shares").exists() {
-        return podhold_integration::needs::skipped("needs the cpu controller of cgroup v1");
-    }
     let rig = rig!();
     let cri = rig.cri();
     let config = rig.pod("updates");
     let pod = cri.run_pod(&config).await.unwrap();
     let id = rig.probe(&pod, &config, "one", &["sleep"]).await;
-    let file = format!("/sys/fs/cgroup/cpu/{}/{pod}/{id}/cpu.shares", rig.cgroup);
+    let place = format!("{}/{id}", rig.pod_cgroup(&pod));
+    let Some(place) = cgroup::directory("cpu", &place) else {
+        return podhold_integration::needs::skipped("needs the cpu controller");
+    };
     for n in 0..60 {
         let gone =
             timeout(Duration::from_micros(300 + 60 * n), update(cri, &id, 100 + i64::try_from(n).unwrap()));
         let _ = gone.await;
-        agree(cri, &id, &file, n).await;
+        agree(cri, &id, &place, n).await;
     }
     cri.end_pod(&pod).await.unwrap();
     rig.finish().await;

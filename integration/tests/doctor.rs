@@ -5,6 +5,7 @@
 use std::fs;
 
 use podhold_integration::{
+    cgroup,
     configs::log_file,
     daemon::{Places, configuration},
     log,
@@ -46,6 +47,7 @@ fn verdicts<'a>(findings: &'a [Value], check: &str) -> Vec<&'a str> {
 /// What pods and daemons that are gone leave, of each kind.
 async fn leave_everything(rig: &Rig, places: &Places, parent: &str) {
     let run = places.run().display().to_string();
+    let lost = cgroup::DRIVER.pod(parent, LOST);
     let script = format!(
         "set -e
          umask 077
@@ -55,7 +57,7 @@ async fn leave_everything(rig: &Rig, places: &Places, parent: &str) {
          mount -t tmpfs -o size=64k doctor {run}/pods/{LOST}/shm
          echo '{{}}' > {run}/bridge/{LOST}.json
          if [ -f /sys/fs/cgroup/cgroup.controllers ]; then at=/sys/fs/cgroup; else at=/sys/fs/cgroup/memory; fi
-         mkdir -p $at/{parent}/{LOST}
+         mkdir -p $at/{lost}
          ip link add podhold-0d0c0d0 type bridge
          ip link set podhold-0d0c0d0 alias 'podhold-0d0c0d0 10.214.0.0/22 - /nowhere/a state'
          nft add table inet podhold-0d0c0d0

@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use podhold_integration::{
+    cgroup as cgroups,
     leaks::{Kind, Snapshot},
     machine::Machine,
     programs, require,
@@ -38,7 +39,7 @@ async fn one_leak_of_each_kind_is_found_and_nothing_else() {
     std::fs::create_dir(check.machine.directory().join("mnt")).unwrap();
     let mount = check.machine.directory().join("mnt").display().to_string();
     let file = check.files().join("left").display().to_string();
-    let made = format!("/sys/fs/cgroup/pids/{cgroup}");
+    let made = cgroups::directory("pids", &cgroup).expect("the pids controller").display().to_string();
 
     let seeds: [(Kind, Vec<&str>, Vec<&str>); 8] = [
         (Kind::Mount, vec!["mount", "-t", "tmpfs", "left", &mount], vec!["umount", &mount]),

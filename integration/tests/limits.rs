@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use podhold_integration::{
+    cgroup,
     configs::{self, log_file, resources},
     log, rig,
     rig::{BUSYBOX, PROBE},
@@ -37,15 +38,14 @@ async fn a_container_over_its_memory_is_killed_and_said_to_be_oom_killed() {
 async fn a_fork_bomb_stays_inside_its_limit() {
     let rig = rig!();
     let mut config = rig.pod("forks");
-    let parent = format!("/{}/limited", rig.cgroup);
-    config.linux.as_mut().unwrap().cgroup_parent.clone_from(&parent);
-    let pids = format!("/sys/fs/cgroup/pids{parent}");
-    if !std::path::Path::new("/sys/fs/cgroup/pids").exists() {
-        podhold_integration::needs::skipped("needs the pids controller of cgroup v1");
+    let (parent, directory) = cgroup::DRIVER.given(&rig.cgroup, "limited");
+    config.linux.as_mut().unwrap().cgroup_parent = parent;
+    let Some(pids) = cgroup::directory("pids", &directory) else {
+        podhold_integration::needs::skipped("needs the pids controller");
         return;
-    }
-    std::fs::create_dir_all(&pids).unwrap();
-    std::fs::write(format!("{pids}/pids.max"), "30").unwrap();
+    };
+    cgroup::make(&directory, "pids");
+    std::fs::write(pids.join("pids.max"), "30").unwrap();
     let pod = rig.cri().run_pod(&config).await.unwrap();
     let id = rig.probe(&pod, &config, "bomb", &["fork-bomb"]).await;
     let line = log::wait_for_start(&[log_file(&config, "bomb")], "stopped after ").await;
@@ -57,8 +57,9 @@ async fn a_fork_bomb_stays_inside_its_limit() {
     assert_eq!(rig.cri().status(&id).await.unwrap().exit_code, 137);
     rig.cri().end_pod(&pod).await.unwrap();
     for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-        let _ = std::fs::remove_dir(hierarchy.path().join(parent.trim_start_matches('/')));
+        let _ = std::fs::remove_dir(hierarchy.path().join(&directory));
     }
+    let _ = std::fs::remove_dir(&pids);
     rig.finish().await;
 }
 

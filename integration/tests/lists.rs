@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use podhold_integration::{rig, rig::Rig};
+use podhold_integration::{cgroup, rig, rig::Rig};
 use podhold_proto::cri::*;
 
 async fn pods(rig: &Rig, filter: PodSandboxFilter) -> Vec<String> {
@@ -113,7 +113,11 @@ async fn version_and_status_are_complete() {
     assert!(status.runtime_handlers.iter().any(|handler| handler.name.is_empty()), "{status:?}");
     assert!(status.features.is_some());
     let driver = runtime.runtime_config(RuntimeConfigRequest {}).await.unwrap().into_inner().linux.unwrap();
-    assert_eq!(driver.cgroup_driver(), CgroupDriver::Cgroupfs);
+    let expected = match *cgroup::DRIVER {
+        cgroup::Driver::Cgroupfs => CgroupDriver::Cgroupfs,
+        cgroup::Driver::Systemd => CgroupDriver::Systemd,
+    };
+    assert_eq!(driver.cgroup_driver(), expected);
     let disk = rig.cri().images.clone().image_fs_info(ImageFsInfoRequest {}).await.unwrap().into_inner();
     assert!(disk.image_filesystems[0].used_bytes.unwrap().value > 1 << 20);
     assert!(!disk.container_filesystems.is_empty());

@@ -1,6 +1,7 @@
 //! `podhold config check|default`.
 
 use clap::Subcommand;
+use podhold_cgroups::Choice;
 
 use super::{Failure, Settings};
 use crate::{config::Config, output};
@@ -20,9 +21,21 @@ enum Action {
 }
 
 pub(super) fn main(arguments: &Arguments) -> Result<(), Failure> {
-    let config = match &arguments.action {
-        Action::Check(settings) => settings.load()?,
-        Action::Default => Config::default(),
+    let (config, driver) = match &arguments.action {
+        Action::Check(settings) => {
+            let config = settings.load()?;
+            let driver = driver(&config);
+            (config, driver)
+        }
+        Action::Default => (Config::default(), String::new()),
     };
-    Ok(output::this(format_args!("{}", config.to_toml()))?)
+    Ok(output::this(format_args!("{driver}{}", config.to_toml()))?)
+}
+
+/// What the choice of a cgroup driver comes to on this machine, as a comment.
+fn driver(config: &Config) -> String {
+    match Choice::of(config.wanted_driver()) {
+        Ok(Choice { driver, reason }) => format!("# The cgroup driver here is {driver}: {reason}.\n"),
+        Err(error) => format!("# No cgroup driver can be used here: {error}.\n"),
+    }
 }

@@ -10,19 +10,12 @@ use std::{
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
 use super::Failure;
-use crate::{
-    config::{CgroupsConfig, Config},
-    grpc,
-    runtime::Runtime,
-    streaming::Streaming,
-};
+use crate::{config::Config, grpc, runtime::Runtime, streaming::Streaming};
 
 /// Where pods run that no daemon holds.
 pub(super) const RUN_DIR: &str = "/run/podhold-run";
 /// Where their images and records are kept.
 pub(super) const STATE_DIR: &str = "/var/lib/podhold-run";
-/// Parent of their cgroups: the daemon's is swept by who knows nothing of them.
-const CGROUP_PARENT: &str = "/podhold-run";
 /// How long calls that are under way may take once the command is over.
 const LEAVE: Duration = Duration::from_secs(3);
 
@@ -40,9 +33,8 @@ pub(super) struct Here {
 pub(super) fn alone(mut config: Config) -> Config {
     config.socket = PathBuf::new();
     config.network.bridge.clear();
-    if config.cgroups.parent == CgroupsConfig::default().parent {
-        CGROUP_PARENT.clone_into(&mut config.cgroups.parent);
-    }
+    // The daemon's is swept by who knows nothing of them.
+    config.cgroups.alone = true;
     config
 }
 
@@ -86,6 +78,8 @@ impl Here {
 
 #[cfg(test)]
 mod tests {
+    use podhold_cgroups::Driver;
+
     use super::*;
 
     #[test]
@@ -94,8 +88,11 @@ mod tests {
         config.network.bridge = "mine".into();
         let own = alone(config.clone());
         assert_eq!(own.socket(), own.run_dir.join("podhold.sock"));
-        assert_eq!((own.network.bridge.as_str(), own.cgroups.parent.as_str()), ("", "/podhold-run"));
+        assert_eq!(own.network.bridge, "");
+        let parent = |config: &Config| config.cgroup_parent(Driver::Cgroupfs).unwrap().to_string();
+        assert_eq!(parent(&own), "/podhold-run");
+        assert_eq!(own.cgroup_parent(Driver::Systemd).unwrap().name(), "podhold-run.slice");
         config.cgroups.parent = "/chosen".into();
-        assert_eq!(alone(config).cgroups.parent, "/chosen");
+        assert_eq!(parent(&alone(config)), "/chosen");
     }
 }

@@ -14,7 +14,6 @@ mod tests;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use podhold_cgroups::{CgroupPath, Driver};
 use serde::{Deserialize, Serialize};
 
 use self::error::{absolute_or_empty, refused};
@@ -106,15 +105,6 @@ impl Config {
         Ok(self)
     }
 
-    /// The parent of the pods that name none.
-    pub fn cgroup_parent(&self) -> Result<CgroupPath, ConfigError> {
-        CgroupPath::parse(&self.cgroups.parent).map_err(|error| ConfigError::Value {
-            key: "cgroups.parent",
-            value: format!("{:?}", self.cgroups.parent),
-            reason: error.reason.to_owned(),
-        })
-    }
-
     /// The unix socket of the CRI services.
     pub fn socket(&self) -> PathBuf {
         if self.socket.as_os_str().is_empty() {
@@ -132,14 +122,6 @@ impl Config {
     /// Where numbers of the daemon itself are served.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics.address.parse().ok()
-    }
-
-    /// The cgroup driver.
-    pub fn cgroup_driver(&self) -> Driver {
-        match self.cgroups.driver {
-            DriverName::Cgroupfs => Driver::Cgroupfs,
-            DriverName::Systemd => Driver::Systemd,
-        }
     }
 
     /// How long one CNI plugin may take.

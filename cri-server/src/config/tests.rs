@@ -1,5 +1,7 @@
 use std::{fs, path::PathBuf};
 
+use podhold_cgroups::Driver;
+
 use super::{image::credential_files, *};
 
 #[test]
@@ -50,7 +52,9 @@ fn values_that_cannot_be_used_are_refused() {
         "[network]\nmtu = 100",
         "log_level = \"loud\"",
         "socket = \"podhold.sock\"",
-        "[cgroups]\ndriver = \"systemd\"",
+        "[cgroups]\nparent = \"a--b.slice\"",
+        "[cgroups]\ndriver = \"systemd\"\nparent = \"/podhold\"",
+        "[cgroups]\ndriver = \"cgroupfs\"\nparent = \"podhold.slice\"",
         "[shim]\nbinary = \"podhold-shim\"",
         "[streaming]\naddress = \"0.0.0.0\"",
         "[metrics]\naddress = \"localhost\"",
@@ -79,4 +83,17 @@ fn dockers_directory_is_where_its_variable_says() {
     assert!(credential_files(Some("rel".into())).contains(&"/root/.docker/config.json".into()));
     let moved = credential_files(Some("/x".into()));
     assert_eq!(moved.last(), Some(&PathBuf::from("/x/config.json")));
+}
+
+#[test]
+fn a_parent_of_cgroups_has_the_form_of_its_driver() {
+    let parse = |text: &str| toml::from_str::<Config>(text).unwrap().checked().unwrap();
+    let usual = Config::default();
+    assert_eq!(usual.wanted_driver(), None);
+    assert_eq!(usual.cgroup_parent(Driver::Cgroupfs).unwrap().as_str(), "/podhold");
+    assert_eq!(usual.cgroup_parent(Driver::Systemd).unwrap().as_str(), "/podhold.slice");
+    let slice = parse("[cgroups]\nparent = \"a-b.slice\"");
+    assert_eq!(slice.wanted_driver(), Some(Driver::Systemd));
+    assert_eq!(slice.cgroup_parent(Driver::Systemd).unwrap().as_str(), "/a.slice/a-b.slice");
+    assert_eq!(parse("[cgroups]\nparent = \"/pods\"").wanted_driver(), Some(Driver::Cgroupfs));
 }

@@ -9,7 +9,7 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
-use podhold_cgroups::{Cgroups, Version};
+use podhold_cgroups::{Cgroups, Choice, Version};
 
 use super::Finding;
 use crate::config::Config;
@@ -63,12 +63,21 @@ fn kernel() -> Finding {
 
 fn cgroups(config: &Config) -> Finding {
     let check = "cgroups";
-    let cgroups = match Cgroups::detect(config.cgroup_driver()) {
+    let choice = match Choice::of(config.wanted_driver()) {
+        Ok(choice) => choice,
+        Err(error) => return Finding::broken(check, error, "set cgroups.driver to cgroupfs, or to auto"),
+    };
+    let cgroups = match Cgroups::detect(choice.driver) {
         Ok(cgroups) => cgroups,
         Err(error) => return Finding::broken(check, error, "mount a cgroup file system, best cgroup2"),
     };
     let version = cgroups.version();
-    let found = format!("{version:?}: {}", cgroups.controllers().join(", "));
+    let found = format!(
+        "{version:?}: {}; driver {} ({})",
+        cgroups.controllers().join(", "),
+        choice.driver,
+        choice.reason
+    );
     let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|name| !cgroups.has(name)).collect();
     if !missing.is_empty() {
         let mend = format!(

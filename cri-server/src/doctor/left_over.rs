@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use podhold_cgroups::Cgroups;
+use podhold_cgroups::{Cgroups, Choice};
 use podhold_sandbox::{
     Layout, PodId,
     network::bridge::{self, BridgeError},
@@ -85,10 +85,12 @@ impl Lost {
 }
 
 fn cgroups(config: &Config, layout: &Layout, others: &[Layout]) -> BTreeSet<String> {
-    let (Ok(cgroups), Ok(parent)) = (Cgroups::detect(config.cgroup_driver()), config.cgroup_parent()) else {
+    // What cannot be read is told of by the check of cgroups.
+    let Ok(choice) = Choice::of(config.wanted_driver()) else { return BTreeSet::new() };
+    let (Ok(cgroups), Ok(parent)) = (Cgroups::detect(choice.driver), config.cgroup_parent(choice.driver))
+    else {
         return BTreeSet::new();
     };
-    // What cannot be read is told of by the check of cgroups.
     let lost = runtime::lost_cgroups(&cgroups, &parent, layout, others).unwrap_or_default();
     lost.iter().map(ToString::to_string).collect()
 }

@@ -172,8 +172,10 @@ fn of_pod(pod: &PodReading) -> cri::PodSandboxMetrics {
     let labels = |container: &str, cgroup: &str, image: &str, id: &str| {
         [container, cgroup, image, id, &metadata.namespace, &metadata.name].map(str::to_owned).to_vec()
     };
-    let mut metrics =
-        Metrics { labels: labels("", record.cgroup.as_str(), "", record.id.as_str()), made: Vec::new() };
+    let mut metrics = Metrics {
+        labels: labels("", record.counting_cgroup().as_str(), "", record.id.as_str()),
+        made: Vec::new(),
+    };
     metrics.cpu(&pod.reading);
     metrics.memory(&pod.reading);
     metrics.pressure(&pod.reading.stats);

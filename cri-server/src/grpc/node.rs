@@ -40,7 +40,7 @@ pub(super) fn version() -> cri::VersionResponse {
 
 /// What the kubelet must adapt to.
 pub(super) fn configuration(runtime: &Runtime) -> cri::RuntimeConfigResponse {
-    let driver = match runtime.config().cgroup_driver() {
+    let driver = match runtime.cgroup_driver() {
         Driver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
         Driver::Systemd => cri::CgroupDriver::Systemd,
     };
@@ -60,6 +60,7 @@ impl Service {
             status: Some(cri::RuntimeStatus { conditions: conditions(&self.runtime).await }),
             info: info(request.verbose, || {
                 serde_json::json!({
+                    "cgroup_driver": self.runtime.cgroup_driver(),
                     "config": self.runtime.config(),
                     "damaged": damaged(&self.runtime),
                     "pulls": pulls(&self.runtime),

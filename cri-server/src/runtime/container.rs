@@ -198,6 +198,11 @@ impl Runtime {
             ContainerPhase::Running(_) | ContainerPhase::Stopping { .. } => {
                 let cgroups = self.cgroups.clone();
                 let cgroup = container.record.cgroup.clone();
+                let mut limits = limits;
+                if let Some(memory) = limits.memory_mut() {
+                    // Version 1 refuses a limit below what is in use; version 2 kills.
+                    memory.set_check_before_update(Some(true));
+                }
                 let set =
                     blocking("limits", move || cgroups.set(&cgroup, &limits).map_err(Error::from)).await;
                 set.map_err(|error| self.unless_ended(&id, error))?;

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 
-use podhold_cgroups::CgroupPath;
+use podhold_cgroups::{CgroupPath, Place};
 use podhold_proto::cri;
 use podhold_sandbox::{ContainerId, Layout, PodId, launch::LaunchError};
 use tracing::{error, info};
@@ -110,7 +110,7 @@ impl Runtime {
 
     async fn discard_damaged(self: Arc<Self>, id: &PodId) -> Result<()> {
         let _nobody_takes_it_up = self.healing.lock().await;
-        let cgroup = self.cgroup_of(format!("pause-{id}"), self.cgroup_parent.child(id.as_str())).await?;
+        let cgroup = self.cgroup_of(id).await?;
         let record = pod_by_name(id, cgroup);
         self.halt_pod(&record).await?;
         let (layout, pod) = (self.layout.clone(), id.clone());
@@ -151,10 +151,7 @@ impl Runtime {
         let _nobody_takes_it_up = self.healing.lock().await;
         let record = match self.store.pod(pod) {
             Some(pod) => (*pod.record).clone(),
-            None => {
-                let own = self.cgroup_parent.child(pod.as_str());
-                pod_by_name(pod, self.cgroup_of(format!("pause-{pod}"), own).await?)
-            }
+            None => pod_by_name(pod, self.cgroup_of(pod).await?),
         };
         let strangers = [self.layout.bundle(pod, id), self.layout.container_state(pod, id)];
         blocking("damaged container", move || unlink_strangers(&strangers)).await?;
@@ -187,15 +184,20 @@ impl Runtime {
         }
     }
 
-    /// The cgroup that has one of this name in it; `otherwise` when there is none.
-    async fn cgroup_of(&self, name: String, otherwise: CgroupPath) -> Result<CgroupPath> {
+    /// The cgroup that has this pod's pause in it, or its scope; the usual one when there is none.
+    async fn cgroup_of(&self, pod: &PodId) -> Result<CgroupPath> {
         let cgroups = self.cgroups.clone();
+        let name = format!("pause-{pod}");
+        let otherwise = cgroups.driver().pod(Place::Beneath(&self.cgroup_parent), pod.as_str());
         blocking("cgroup", move || {
             let own = otherwise.child(&name);
             if cgroups.exists(&own) {
                 return Ok(otherwise);
             }
-            Ok(cgroups.find(&name).and_then(|found| found.parent()).unwrap_or(otherwise))
+            let found = cgroups.find(&name).and_then(|found| found.parent());
+            // Pause may be gone with its cgroup, and the pod's scope be there.
+            let scope = || otherwise.scope().and_then(|scope| cgroups.find(scope.name()));
+            Ok(found.or_else(scope).unwrap_or(otherwise))
         })
         .await
     }

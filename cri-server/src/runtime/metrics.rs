@@ -103,7 +103,7 @@ impl Runtime {
     /// Blocks. `None` when it does not run (any more).
     fn read_pod_metrics(&self, (pod, disk): (Pod, Option<Disk>)) -> Option<PodReading> {
         pod.live.as_ref()?;
-        let (reading, _) = self.read_cgroup(&pod.record.cgroup)?;
+        let (reading, _) = self.read_cgroup(&pod.record.counting_cgroup())?;
         let interfaces = self.interfaces(&pod);
         let containers = self.store.containers_of(&pod.record.id).into_iter();
         let containers = containers.filter_map(|container| self.read_container_metrics(container)).collect();

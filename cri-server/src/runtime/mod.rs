@@ -3,6 +3,7 @@
 //! The gRPC service and `podhold run` both call these and nothing below them. Each changing verb runs in
 //! a task of its own (see [`flight`]) and follows claim, act, commit (see [`crate::state`]).
 
+mod apparmor;
 mod archives;
 mod check;
 mod confinement;
@@ -45,7 +46,7 @@ use std::{
 };
 
 use oci_spec::runtime::Capability;
-use podhold_cgroups::{CgroupPath, Cgroups};
+use podhold_cgroups::{CgroupPath, Cgroups, Choice, Driver};
 use podhold_image::Images;
 use podhold_sandbox::{
     ContainerId, Layout, PodId,
@@ -137,8 +138,14 @@ impl Runtime {
         };
         let state = layout.state().to_owned();
         let reach = blocking("state directory", move || Ok(reach::Reach::new(&state))).await?;
-        let driver = config.cgroup_driver();
-        let cgroups = blocking("cgroups", move || Cgroups::detect(driver).map_err(Error::from)).await?;
+        let wanted = config.wanted_driver();
+        let cgroups = blocking("cgroups", move || {
+            let Choice { driver, reason } = Choice::of(wanted)?;
+            tracing::info!(%driver, reason, "cgroup driver chosen");
+            Cgroups::detect(driver).map_err(Error::from)
+        })
+        .await?;
+        apparmor::load().await;
         let images = Images::open(image_config(&config))
             .await
             .map_err(|error| Error::image("opening the image store", &error))?;
@@ -149,7 +156,7 @@ impl Runtime {
         };
         let launcher = launcher(&config, &layout, &cgroups)?;
         let runtime = Arc::new(Self {
-            cgroup_parent: config.cgroup_parent().map_err(Error::doing("configuration"))?,
+            cgroup_parent: config.cgroup_parent(cgroups.driver()).map_err(Error::doing("configuration"))?,
             config,
             layout,
             store: Store::default(),
@@ -184,10 +191,14 @@ impl Runtime {
         self.networks.close_with_last();
     }
 
-    /// Lets go of what was made for pods in general. Pods that run are left alone.
+    /// Lets go of what was made for pods in general. Pods that run are left alone, and slices are systemd's.
     pub async fn close(&self) {
         let (cgroups, parent) = (self.cgroups.clone(), self.cgroup_parent.clone());
-        let pruned = blocking("cgroup", move || cgroups.prune(&parent).map_err(Error::from)).await;
+        let prune = move || match cgroups.driver() {
+            Driver::Cgroupfs => cgroups.prune(&parent).map_err(Error::from),
+            Driver::Systemd => Ok(()),
+        };
+        let pruned = blocking("cgroup", prune).await;
         if let Err(error) = pruned {
             tracing::warn!(%error, "parent of the pods' cgroups not removed");
         }
@@ -199,6 +210,11 @@ impl Runtime {
     /// The configuration it was opened with.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Who makes the pods' cgroups.
+    pub fn cgroup_driver(&self) -> Driver {
+        self.cgroups.driver()
     }
 
     /// What is known of pods and containers.
@@ -332,7 +348,7 @@ fn launcher(config: &Config, layout: &Layout, cgroups: &Cgroups) -> Result<Arc<d
     Ok(Arc::new(ShimLauncher::new(ShimConfig {
         layout: layout.clone(),
         shim_binary: binary,
-        attach: Arc::new(move |path, pid| cgroups.attach(path, pid).map_err(std::io::Error::other)),
+        attach: Arc::new(move |path, pid| cgroups.settle(path, pid).map_err(std::io::Error::other)),
         shim_cgroup: None,
         open_timeout: OPEN_TIMEOUT,
     })))

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
-use podhold_cgroups::CgroupPath;
+use podhold_cgroups::{CgroupPath, Driver, Place};
 use podhold_proto::cri::{self, NamespaceMode};
 use podhold_sandbox::{
     PodId,
@@ -65,24 +65,47 @@ impl Runtime {
     fn new_record(&self, config: cri::PodSandboxConfig, runtime_handler: String) -> Result<PodRecord> {
         let id = PodId::parse(&prepare::random_id()?).map_err(Error::doing("pod id"))?;
         let parent = config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
-        let cgroup = match parent {
-            "" => self.cgroup_parent.child(id.as_str()),
-            parent => self.cgroups.driver().parent(parent)?,
-        };
-        let missing = |path: &CgroupPath| *path != self.cgroup_parent && !self.cgroups.exists(path);
-        let ancestors = std::iter::successors(Some(cgroup.clone()), CgroupPath::parent);
+        let (cgroup, owned_cgroup) = self.place(&id, parent)?;
         Ok(PodRecord {
             id,
             config,
             runtime_handler,
             created_at: SystemTime::now(),
-            owned_cgroup: ancestors.take_while(missing).last(),
+            owned_cgroup,
             cgroup,
             complete: false,
             ips: Vec::new(),
             boot: Some(self.boot.id.clone()),
             limits: None,
         })
+    }
+
+    /// The cgroup of a pod that is to be in `parent`, and the topmost one that is made for it and goes with it.
+    fn place(&self, id: &PodId, parent: &str) -> Result<(CgroupPath, Option<CgroupPath>)> {
+        let driver = self.cgroups.driver();
+        let given = match parent {
+            "" => None,
+            parent => Some(driver.parent(parent)?),
+        };
+        match (driver, given) {
+            (Driver::Cgroupfs, given) => {
+                let place = given.as_ref().map_or(Place::Beneath(&self.cgroup_parent), Place::Given);
+                let cgroup = driver.pod(place, id.as_str());
+                let missing = |path: &CgroupPath| *path != self.cgroup_parent && !self.cgroups.exists(path);
+                let ancestors = std::iter::successors(Some(cgroup.clone()), CgroupPath::parent);
+                let owned = ancestors.take_while(missing).last();
+                Ok((cgroup, owned))
+            }
+            // Slices are whoever's who has named them, and stay. One that nobody has made has no limits.
+            (Driver::Systemd, Some(slice)) if self.cgroups.exists(&slice) => {
+                Ok((driver.pod(Place::Given(&slice), id.as_str()), None))
+            }
+            (Driver::Systemd, slice) => {
+                let slice = slice.as_ref().unwrap_or(&self.cgroup_parent);
+                let cgroup = driver.pod(Place::Beneath(slice), id.as_str());
+                Ok((cgroup.clone(), Some(cgroup)))
+            }
+        }
     }
 
     fn check_handler(&self, handler: &str) -> Result<()> {
@@ -152,6 +175,9 @@ impl Runtime {
         };
         let ips = ips?;
         surroundings?;
+        if let Some(limits) = pod_resources::limits(&record)? {
+            self.limit_pod(&record, limits).await?;
+        }
         let complete = PodRecord { complete: true, ips: ips.clone(), ..record };
         self.write_files(&complete).await?;
         self.keep_pod(&complete).await?;
@@ -218,13 +244,14 @@ impl Runtime {
         let cgroups = self.cgroups.clone();
         let pause_cgroup = record.pause_cgroup();
         let leaf = pause_cgroup.clone();
-        let cgroup = blocking("pod cgroup", move || cgroups.create(&leaf).map_err(Error::from));
+        let cgroup = blocking("pod cgroup", move || match cgroups.driver() {
+            Driver::Cgroupfs => cgroups.create(&leaf).map_err(Error::from),
+            // A scope begins with its first process, which is pause.
+            Driver::Systemd => Ok(()),
+        });
         let run_dir = self.layout.pod_run(&record.id);
         let dir = blocking("pod directory", move || prepare::private_dir(&run_dir));
         tokio::try_join!(cgroup, dir)?;
-        if let Some(limits) = pod_resources::limits(record)? {
-            self.limit_pod(record, limits).await?;
-        }
         let open = self.launcher.open_pod(PodSpec {
             id: record.id.clone(),
             netns: (!host_network).then(|| self.layout.netns(&record.id)),

@@ -195,7 +195,7 @@ impl Runtime {
     /// Blocks. `None` when it does not run (any more).
     fn read_pod(&self, pod: Pod) -> Option<PodUsage> {
         pod.live.as_ref()?;
-        let stats = self.cgroups.usage(&pod.record.cgroup).ok()?;
+        let stats = self.cgroups.usage(&pod.record.counting_cgroup()).ok()?;
         let id = pod.record.id.clone();
         let used = stats.cpu.usage_ns;
         let nano_cores = used.and_then(|usage| self.usage.rate(id.as_str(), usage, pod.record.created_at));

@@ -158,6 +158,7 @@ impl Runtime {
         let cgroups = self.cgroups.clone();
         let snapshots = self.images.snapshots();
         let own = self.cgroup_parent.child(record.id.as_str());
+        let scope = record.cgroup.scope();
         blocking("pod", move || {
             // Containers that could be used are gone by now: these are of damaged ones.
             for container in container_names(&layout, &record.id) {
@@ -168,6 +169,9 @@ impl Runtime {
                 }
             }
             clear_run(&layout, &record.id, snapshots.as_ref())?;
+            if let Some(scope) = scope {
+                return cgroups.end_scope(&scope).map_err(Error::from);
+            }
             cgroups.remove(&record.pause_cgroup())?;
             if record.cgroup == own {
                 // Nobody else has anything in it: what a process that was killed late has made goes too.
@@ -188,7 +192,9 @@ impl Runtime {
     /// the same one, that pod inherits them. One that is being removed as well may have looked already: then
     /// both try, and the last succeeds.
     async fn cgroups_to_remove(&self, record: &PodRecord) -> Result<Vec<CgroupPath>> {
-        let Some(top) = &record.owned_cgroup else { return Ok(Vec::new()) };
+        let Some(top) = record.owned_cgroup.as_ref().filter(|top| top.scope().is_none()) else {
+            return Ok(Vec::new());
+        };
         let mut others = self.store.pods();
         others.retain(|pod| pod.record.id != record.id && pod.record.cgroup == record.cgroup);
         let stays = others.iter().position(|pod| pod.phase != PodPhase::Removing);

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use podhold_cgroups::Driver;
 use podhold_sandbox::{
     ContainerId, PodId,
     launch::{Exit, PodEvent as ShimEvent},
@@ -38,6 +39,7 @@ impl Runtime {
                     ShimEvent::PauseExited => {
                         warn!(pod = %pod, "pause process ended unasked");
                         runtime.pod_died(&pod);
+                        runtime.say_who_stops(&pod).await;
                         runtime.end_containers(&pod);
                     }
                     ShimEvent::Gone(reason) => {
@@ -179,6 +181,18 @@ impl Runtime {
             &path,
             &ContainerStatusRecord { resources: container.resources.clone(), started_at, ended },
         )
+    }
+
+    /// Says that systemd ends a pod, which it does when somebody stops its scope.
+    async fn say_who_stops(&self, pod: &PodId) {
+        let scope = self.store.pod(pod).and_then(|pod| pod.record.cgroup.scope());
+        let Some(scope) = scope.filter(|_| self.cgroups.driver() == Driver::Systemd) else { return };
+        let cgroups = self.cgroups.clone();
+        let unit = scope.name().to_owned();
+        let stops = blocking("scope", move || Ok(cgroups.is_stopped_by_systemd(&scope)));
+        if stops.await.unwrap_or(false) {
+            warn!(pod = %pod, "systemd stops {unit}, and the pod with it: somebody has asked for that");
+        }
     }
 
     fn pod_died(self: &Arc<Self>, pod: &PodId) {

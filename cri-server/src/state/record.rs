@@ -110,6 +110,13 @@ impl PodRecord {
         self.namespaces().network() == cri::NamespaceMode::Node
     }
 
+    /// The cgroup that counts what the pod uses, and has its limits. A scope has none: they are its slice's, which a
+    /// kubelet has made for the pod.
+    pub fn counting_cgroup(&self) -> CgroupPath {
+        let slice = self.cgroup.pod_of_scope().and_then(|_| self.cgroup.parent());
+        slice.unwrap_or_else(|| self.cgroup.clone())
+    }
+
     /// The cgroup leaf of its pause process.
     pub fn pause_cgroup(&self) -> CgroupPath {
         self.cgroup.child(&format!("pause-{}", self.id))

@@ -8,6 +8,7 @@ use podhold_proto::cri::{
 use tonic::Status;
 
 use crate::{
+    cgroup,
     configs::{self, Parts},
     cri::Cri,
     rig::{BUSYBOX, PROBE, REGISTRY, Rig},
@@ -157,7 +158,11 @@ pub(super) async fn set(rig: &Rig, verb: Verb) -> Stage {
         pod_config.port_mappings =
             vec![PortMapping { container_port: 80, host_port: 65_001, ..Default::default() }];
         let uid = pod_config.metadata.as_ref().map_or("", |metadata| metadata.uid.as_str());
-        let parent = format!("/{}/kubepods/burstable/pod{uid}", rig.cgroup);
+        let name = match *cgroup::DRIVER {
+            cgroup::Driver::Cgroupfs => format!("kubepods/burstable/pod{uid}"),
+            cgroup::Driver::Systemd => format!("pod{}", uid.replace('-', "_")),
+        };
+        let (parent, _) = cgroup::DRIVER.given(&rig.cgroup, &name);
         pod_config.linux.get_or_insert_default().cgroup_parent = parent;
     }
     let mut stage = Stage { pod_config, container_config, pod: String::new(), container: String::new() };

@@ -6,6 +6,7 @@
 
 mod kernel;
 mod network;
+mod units;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +39,8 @@ pub enum Kind {
     Namespace,
     /// A cgroup directory, in any hierarchy.
     Cgroup,
+    /// A unit of systemd's for a pod, running, failed or on its way.
+    Unit,
     /// A process, dead or alive.
     Process,
     /// A network link.
@@ -87,11 +90,13 @@ impl Snapshot {
         // The network first: it starts programs, which must be gone when processes are looked at.
         let (links, addresses) = network::links(&scope.links)?;
         let rules = network::rules()?;
+        let units = units::of_pods(&scope.cgroups)?;
         let processes = kernel::processes(&scope.processes)?;
         Ok(Self(BTreeMap::from([
             (Kind::Mount, count(mounts.iter().map(kernel::Mount::describe))),
             (Kind::Namespace, count(kernel::namespaces(&mounts, &scope.processes)?)),
             (Kind::Cgroup, count(kernel::cgroups(&mounts, &scope.cgroups)?)),
+            (Kind::Unit, count(units)),
             (Kind::Process, count(processes)),
             (Kind::Link, count(links)),
             (Kind::Address, count(addresses)),

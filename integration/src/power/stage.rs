@@ -58,6 +58,7 @@ impl Stage {
     /// When something does not start: there is nothing to test then.
     pub async fn start() -> Self {
         let cgroup = format!("podhold-it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let cgroup = cgroup::DRIVER.top(&cgroup);
         store::directory().await.expect("build the test images");
         let mut machine = Machine::start().await.expect("start a machine");
         // So that it has a boot id of its own.

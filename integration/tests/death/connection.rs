@@ -50,7 +50,7 @@ async fn a_connection_that_is_lost_is_made_anew_and_nothing_is_missed() {
     assert_eq!(rig.cri().ended(&late, SOON).await.unwrap().exit_code, 4);
 
     // A command ends with its connection, and whoever waits for it is told the truth.
-    let cgroup = format!("{}/{}", rig.cgroup, pod.id);
+    let cgroup = rig.pod_cgroup(&pod.id);
     let before = processes::in_cgroup(&cgroup).len();
     let (cri, within) = (rig.cri().clone(), one.clone());
     let exec = tokio::spawn(async move { cri.exec(&within, &["/probe", "sleep"]).await });

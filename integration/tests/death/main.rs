@@ -93,7 +93,7 @@ impl Pod {
 
     /// No process is left, before anybody has stopped anything.
     async fn nothing_runs(&self, rig: &Rig) {
-        let cgroup = format!("{}/{}", rig.cgroup, self.id);
+        let cgroup = rig.pod_cgroup(&self.id);
         processes::until("the end of all processes of the pod", || {
             processes::in_cgroup(&cgroup).is_empty() && processes::forks(&self.id).is_empty()
         })

@@ -17,7 +17,7 @@ async fn all_that_a_dead_shim_has_held_is_ended_and_reported() {
         rig.cri().ended(&early, SOON).await.unwrap();
         let (cri, within) = (rig.cri().clone(), pod.containers[0].clone());
         let exec = tokio::spawn(async move { cri.exec(&within, &["/probe", "ignore"]).await });
-        let cgroup = format!("{}/{}", rig.cgroup, pod.id);
+        let cgroup = rig.pod_cgroup(&pod.id);
         processes::until("pause, five containers, one exec", || processes::in_cgroup(&cgroup).len() == 7)
             .await;
         let answer = rig.cri().runtime.clone().get_container_events(GetEventsRequest::default()).await;

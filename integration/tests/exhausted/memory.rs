@@ -1,6 +1,6 @@
 //! The daemon has no memory: the kernel kills it, or it ends itself. To pods that is one more crash.
 
-use podhold_integration::{daemon::Daemon, processes, rig, rig::Rig};
+use podhold_integration::{cgroup, daemon::Daemon, processes, rig, rig::Rig};
 
 use super::{Bystander, until};
 
@@ -32,24 +32,29 @@ async fn ask_for_much(rig: &Rig, container: &str) {
 #[tokio::test]
 async fn a_daemon_that_is_killed_for_want_of_memory_takes_nobody_with_it() {
     let mut rig = rig!();
-    let memory = Memory { directory: format!("/sys/fs/cgroup/memory/{}-memory", rig.cgroup) };
-    if !std::path::Path::new("/sys/fs/cgroup/memory/cgroup.procs").exists() {
-        podhold_integration::needs::skipped("needs the memory hierarchy of cgroup v1");
+    let name = format!("podhold-it-{}-memory", std::process::id());
+    let Some(directory) = cgroup::directory("memory", &name) else {
+        podhold_integration::needs::skipped("needs the memory controller");
         return;
-    }
+    };
+    let memory = Memory { directory: directory.display().to_string() };
     let outside = Bystander::start(&rig, "outside").await;
     memory.sh(&rig, &format!("mkdir @; echo {} > @/cgroup.procs", rig.daemon.pid)).await;
     // Its shim is charged to the same cgroup, where it is the smaller one.
     let inside = Bystander::start(&rig, "inside").await;
     let shims = [&outside, &inside].map(|pod| processes::holders(&pod.pod));
-    let script = format!("echo $(($(cat @/memory.usage_in_bytes) + {MORE})) > @/memory.limit_in_bytes");
+    let (usage, limit, none) = match cgroup::is_unified() {
+        true => ("memory.current", "memory.max", "max"),
+        false => ("memory.usage_in_bytes", "memory.limit_in_bytes", "-1"),
+    };
+    let script = format!("echo $(($(cat @/{usage}) + {MORE})) > @/{limit}");
     memory.sh(&rig, &script).await;
     ask_for_much(&rig, &outside.ticker).await;
     assert_eq!(rig.machine.wait(rig.daemon.pid).await.unwrap(), 137, "the daemon");
     for (pod, before) in [&outside, &inside].into_iter().zip(shims) {
         assert_eq!(processes::holders(&pod.pod), before, "what holds pod {}", pod.pod);
     }
-    memory.sh(&rig, "echo -1 > @/memory.limit_in_bytes").await;
+    memory.sh(&rig, &format!("echo {none} > @/{limit}")).await;
     rig.daemon = Daemon::start(&rig.machine, &rig.places).await.unwrap();
     for pod in [&outside, &inside] {
         pod.goes_on(&rig).await;

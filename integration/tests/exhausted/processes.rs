@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podhold_integration::{rig, rig::Rig};
+use podhold_integration::{cgroup, rig, rig::Rig};
 use tonic::Code;
 
 use super::{Bystander, runtime_ready, says, sleeper, until};
@@ -15,13 +15,18 @@ struct Tasks {
 impl Tasks {
     /// The directory `name`; `None` where tasks are limited in another way than here.
     fn new(name: &str) -> Option<Self> {
-        let directory = format!("/sys/fs/cgroup/pids/{name}");
-        std::path::Path::new("/sys/fs/cgroup/pids/cgroup.procs").exists().then_some(Self { directory })
+        let directory = cgroup::directory("pids", name)?.display().to_string();
+        Some(Self { directory })
     }
 
     async fn sh(&self, rig: &Rig, script: &str) -> String {
         let script = script.replace("@", &self.directory);
         rig.machine.run_well(["sh", "-ec", &script]).await.unwrap()
+    }
+
+    /// Where processes of it may go back to.
+    fn home(&self) -> &'static str {
+        if cgroup::is_unified() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" }
     }
 
     /// From now on it has all the tasks it can have.
@@ -37,8 +42,10 @@ impl Tasks {
 #[tokio::test]
 async fn a_daemon_that_can_make_no_process_says_so_and_goes_on() {
     let rig = rig!();
-    let Some(tasks) = Tasks::new(&format!("{}-tasks", rig.cgroup)) else {
-        podhold_integration::needs::skipped("needs the pids hierarchy of cgroup v1");
+    // Not beneath a slice, whose cgroups are systemd's.
+    let name = format!("podhold-it-{}-tasks", std::process::id());
+    let Some(tasks) = Tasks::new(&name) else {
+        podhold_integration::needs::skipped("needs the pids controller");
         return;
     };
     let stays = Bystander::start(&rig, "stays").await;
@@ -67,7 +74,7 @@ async fn a_daemon_that_can_make_no_process_says_so_and_goes_on() {
     for pod in [&pod, &stays.pod] {
         rig.cri().end_pod(pod).await.unwrap();
     }
-    tasks.sh(&rig, &format!("echo {} > @/../cgroup.procs", rig.daemon.pid)).await;
+    tasks.sh(&rig, &format!("echo {} > {}/cgroup.procs", rig.daemon.pid, tasks.home())).await;
     until("its cgroup is empty", || async {
         tasks.sh(&rig, "rmdir @ && echo gone || true").await == "gone\n"
     })
@@ -79,8 +86,8 @@ async fn a_daemon_that_can_make_no_process_says_so_and_goes_on() {
 async fn a_pod_at_its_limit_of_tasks_is_alone_with_it() {
     let rig = rig!();
     let (full, other) = (Bystander::start(&rig, "full").await, Bystander::start(&rig, "other").await);
-    let Some(tasks) = Tasks::new(&format!("{}/{}", rig.cgroup, full.pod)) else {
-        podhold_integration::needs::skipped("needs the pids hierarchy of cgroup v1");
+    let Some(tasks) = Tasks::new(&rig.pod_cgroup(&full.pod)) else {
+        podhold_integration::needs::skipped("needs the pids controller");
         return;
     };
     // The shell needs a process for each of its sleeps: it is not asked to go on.

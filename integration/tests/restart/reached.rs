@@ -73,7 +73,7 @@ async fn sessions_end_with_the_daemon_and_leave_no_process() {
     exec.until(STDOUT, "ready").await;
     let (cri, within) = (rig.cri().clone(), id.clone());
     let sync = tokio::spawn(async move { cri.exec(&within, &["/bin/sleep", "1000"]).await });
-    let cgroup = format!("{}/{pod}", rig.cgroup);
+    let cgroup = rig.pod_cgroup(&pod);
     let count = || processes::in_cgroup(&cgroup).len();
     processes::until("pause, cat, and three that sleep", || count() == 5).await;
 

@@ -147,6 +147,20 @@ impl Hierarchies {
         if joined { Ok(()) } else { Err(format!("cgroup {path} does not exist")) }
     }
 
+    /// The directory of the cgroup in which a process can begin its life, so that it need not [`join`](Self::join):
+    /// where there is one hierarchy, of version 2. That beneath it of `init` where the container has made an inner
+    /// node of it.
+    pub(super) fn birthplace(&self, path: &str, init: Pid) -> Option<OwnedFd> {
+        let [Hierarchy { v2: true, .. }] = self.0.as_slice() else { return None };
+        let (_, mut directory) = self.directories(path).next()?;
+        let control = fs::read_to_string(directory.join("cgroup.subtree_control")).ok()?;
+        if !control.trim().is_empty() {
+            directory.push(init_below(path, init)?);
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(&directory, flags, Mode::empty()).ok()
+    }
+
     /// Removes the cgroup and what is beneath it. False while a process or the kernel still holds it.
     pub(super) fn remove(&self, path: &str) -> bool {
         let directories: Vec<_> = self.directories(path).collect();
@@ -312,13 +326,14 @@ mod tests {
 
     #[test]
     fn no_depth_hides_a_process_from_its_signal_nor_a_directory_from_its_removal() {
-        let mount = Path::new("/sys/fs/cgroup/pids");
-        if !rustix::process::geteuid().is_root() || !mount.is_dir() {
-            println!("SKIPPED: needs root and the pids hierarchy of cgroup v1 at {}", mount.display());
+        let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        let mount = Path::new(if v2 { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" });
+        if !rustix::process::geteuid().is_root() || !mount.join("cgroup.procs").exists() {
+            println!("SKIPPED: needs root and cgroups, of version 1 at {}", mount.display());
             return;
         }
         let name = format!("podhold-shimtest-deep-{}", std::process::id());
-        let hierarchies = Hierarchies(vec![Hierarchy { mount: mount.into(), v2: false, memory: false }]);
+        let hierarchies = Hierarchies(vec![Hierarchy { mount: mount.into(), v2, memory: false }]);
         let directory = mount.join(&name);
         fs::create_dir(&directory).unwrap();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -56,14 +56,20 @@ pub(super) fn start(job: &Job<'_>) -> std::io::Result<Pid> {
     // 0 to 2 stay open: a terminal that took one of these numbers would be closed by the dup2 onto it.
     let mut keep: Vec<RawFd> = vec![0, 1, 2, job.report.as_raw_fd(), job.pidfd.as_raw_fd()];
     keep.extend(job.files.iter().flatten().map(AsRawFd::as_raw_fd));
-    sys::fork(CloneFlags::empty(), || {
+    let helper = |joined: bool| {
         sys::close_fds_except(&keep);
-        let told = help(job);
+        let told = help(job, joined);
         if let Err(words) = &told {
             report::tell_failure(&job.report, words);
         }
         i32::from(told.is_err())
-    })
+    };
+    let born = job.hierarchies.birthplace(job.cgroup, job.init);
+    match born.map(|place| sys::fork_into(place.as_fd(), || helper(true))) {
+        Some(Ok(pid)) => Ok(pid),
+        // Whatever the reason is, the other way tells it better.
+        Some(Err(_)) | None => sys::fork(CloneFlags::empty(), || helper(false)),
+    }
 }
 
 /// The process after what the container's spec adds where the request is silent.
@@ -103,7 +109,8 @@ struct ConfigSeccomp {
     flags: Option<Vec<LinuxSeccompFilterFlag>>,
 }
 
-fn help(job: &Job<'_>) -> Result<(), String> {
+/// `joined`: it is in the container's cgroup already.
+fn help(job: &Job<'_>, joined: bool) -> Result<(), String> {
     prctl::set_dumpable(false).map_err(failed("protect the process"))?;
     let config: Config = load(&job.bundle)?;
     let filter = filter(&job.bundle, &config)?;
@@ -117,7 +124,9 @@ fn help(job: &Job<'_>) -> Result<(), String> {
     };
     let score = job.process.oom_score_adj().or_else(|| own.oom_score_adj());
     allowed_oom_score(score.unwrap_or(0));
-    job.hierarchies.join(job.cgroup, job.init)?;
+    if !joined {
+        job.hierarchies.join(job.cgroup, job.init)?;
+    }
     if let Some(files) = &job.files {
         let map = config.linux.uid_mappings.as_deref();
         own_streams(map.unwrap_or_default(), job.process.user().uid(), files)?;

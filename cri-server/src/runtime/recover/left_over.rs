@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
-use podhold_cgroups::{CgroupPath, Cgroups};
+use podhold_cgroups::{CgroupPath, Cgroups, Place, pod_of_scope};
 use podhold_sandbox::{Layout, PodId, launch::LaunchError};
 use tracing::{info, warn};
 
@@ -47,7 +47,11 @@ impl Runtime {
             let (cgroups, parent) = (&runtime.cgroups, &runtime.cgroup_parent);
             for pod in lost.difference(&alive) {
                 info!(%pod, "cgroup left over; removed");
-                let lost = parent.child(pod.as_str());
+                let lost = cgroups.driver().pod(Place::Beneath(parent), pod.as_str());
+                if let Some(scope) = lost.scope() {
+                    cgroups.end_scope(&scope)?;
+                    continue;
+                }
                 cgroups.kill(&lost)?;
                 cgroups.remove(&lost)?;
             }
@@ -80,8 +84,9 @@ pub(crate) fn lost_cgroups(
     let leaves_traces = |pod: &PodId| is_there(&layout.pod_run(pod)) || is_there(&layout.netns(pod));
     let (mut lost, mut occupied) = (BTreeSet::new(), BTreeSet::new());
     for place in hierarchies.chain([unified]) {
-        for name in names(&place)?.into_iter().filter(|name| is_id(name) && place.join(name).is_dir()) {
-            let Ok(pod) = PodId::parse(&name) else { continue };
+        for name in names(&place)?.into_iter().filter(|name| place.join(name).is_dir()) {
+            let id = pod_of_scope(&name).unwrap_or(&name);
+            let Some(pod) = PodId::parse(id).ok().filter(|_| is_id(id)) else { continue };
             if is_kept(&pod) {
                 continue;
             }
