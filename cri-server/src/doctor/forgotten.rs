@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use podhold_cgroups::Cgroups;
+use podhold_cgroups::{Cgroups, Driver};
 use podhold_sandbox::{Layout, PodId, record};
 
 use super::{Finding, left_over::is_held};
@@ -44,7 +44,8 @@ fn pods_of(config: &Config, named: bool) -> Vec<Finding> {
 
 fn finding(config: &Config, record: &PodRecord, run_by: &str, named: bool) -> Finding {
     let of = record.config.metadata.clone().unwrap_or_default();
-    let cgroups = Cgroups::detect(config.cgroup_driver());
+    // Whoever has made it, its path is the same.
+    let cgroups = Cgroups::detect(Driver::Cgroupfs);
     let processes = cgroups.ok().and_then(|cgroups| cgroups.procs(&record.cgroup).ok()).unwrap_or_default();
     let running = match processes.as_slice() {
         [] => "no process of it runs".to_owned(),
