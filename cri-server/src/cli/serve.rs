@@ -59,6 +59,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     runtime.preload();
+    runtime.load_profile();
     info!(socket = %path.display(), version = env!("CARGO_PKG_VERSION"), "podhold is serving");
     let (tell, told) = oneshot::channel::<()>();
     let serving = grpc::serve(Arc::clone(&runtime), streaming, socket, async move { drop(told.await) });

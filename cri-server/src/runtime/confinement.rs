@@ -1,28 +1,20 @@
 //! Which profiles confine a container: seccomp, AppArmor, SELinux. Reads profiles and asks the kernel what
 //! it has; what the request demands and this node cannot give is refused, never dropped.
 
-use std::{fs, io::Read, sync::Once};
+use std::{fs, sync::Once};
 
 use oci_spec::runtime::LinuxSeccomp;
 use podhold_proto::cri::{self, security_profile::ProfileType};
 
-use super::prepare;
+use super::{blocking, prepare};
 use crate::{
     error::{Error, Result},
+    lsm::apparmor,
     spec::{self, process::Granted},
 };
 
-/// Says whether AppArmor is at work (kernel module parameter).
-const APPARMOR_ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
-/// Names of the loaded profiles, one per line, each with its mode in parentheses (apparmorfs).
-const APPARMOR_PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
-/// Used for RuntimeDefault where the node has it loaded.
-const APPARMOR_DEFAULT: &str = "podhold-default";
 /// There while SELinux is active.
 const SELINUX: &str = "/sys/fs/selinux/enforce";
-/// Most that is read of the list of profiles, in bytes.
-const LARGEST_LIST: u64 = 4 << 20;
-
 static WARN_UNCONFINED: Once = Once::new();
 
 /// The profile a request names, by the new field or by the deprecated one.
@@ -92,51 +84,52 @@ pub(super) fn unusable(security: &cri::LinuxContainerSecurityContext, reason: St
 }
 
 /// The AppArmor profile of a container; `None` leaves it unconfined. Without one in the request it is the
-/// default, and that is nothing where the kernel has no AppArmor, as with peers, or the node has not loaded
-/// it, which is said once.
-pub(super) fn apparmor(security: &cri::LinuxContainerSecurityContext) -> Result<Option<String>> {
+/// default, and that is nothing where the kernel has no AppArmor, as with peers, or where Podhold's profile
+/// cannot be loaded, which is said once.
+pub(super) async fn apparmor(
+    security: &cri::LinuxContainerSecurityContext,
+    own: &apparmor::OwnProfile,
+) -> Result<Option<String>> {
     let asked = apparmor_profile(security)?;
     let demanded = asked.is_some();
-    let asked = asked.unwrap_or(Profile::Default);
-    let enabled = fs::read_to_string(APPARMOR_ENABLED).is_ok_and(|text| text.starts_with('Y'));
-    match asked {
+    let enabled = apparmor::is_enabled();
+    match asked.unwrap_or(Profile::Default) {
         _ if security.privileged => Ok(None),
         Profile::Unconfined => Ok(None),
         Profile::Default if !enabled => Ok(None),
-        Profile::Default if is_loaded(APPARMOR_DEFAULT) => Ok(Some(APPARMOR_DEFAULT.to_owned())),
-        Profile::Default if demanded => Err(Error::Precondition(format!(
-            "linux.security_context.apparmor: RuntimeDefault is asked for, and profile {APPARMOR_DEFAULT:?} is \
-             not loaded on this node; load one of this name with apparmor_parser, or ask for Unconfined"
-        ))),
-        Profile::Default => {
-            WARN_UNCONFINED.call_once(|| {
-                tracing::warn!(
-                    profile = APPARMOR_DEFAULT,
-                    "no such AppArmor profile is loaded: containers that name none run without one"
-                );
-            });
-            Ok(None)
-        }
+        Profile::Default => match own.ensure().await {
+            Ok(()) => Ok(Some(apparmor::NAME.to_owned())),
+            Err(reason) if demanded => Err(Error::Precondition(format!(
+                "linux.security_context.apparmor: RuntimeDefault is asked for, and profile {:?} is not loaded \
+                 on this node: {reason}; mend that and restart the daemon, or ask for Unconfined",
+                apparmor::NAME
+            ))),
+            Err(reason) => {
+                WARN_UNCONFINED.call_once(|| {
+                    tracing::warn!(reason, "containers that name no AppArmor profile run without one");
+                });
+                Ok(None)
+            }
+        },
         Profile::Localhost(name) if !enabled => Err(Error::Precondition(format!(
             "linux.security_context.apparmor: profile {name:?} is asked for, and the kernel of this node has \
              no AppArmor; use RuntimeDefault or Unconfined, or another node"
         ))),
-        Profile::Localhost(name) => {
-            let name = name.strip_prefix("localhost/").unwrap_or(&name).to_owned();
-            if is_loaded(&name) {
-                return Ok(Some(name));
-            }
-            let reason = format!("profile {name:?} is not loaded; load it on the node with apparmor_parser");
-            Err(Error::invalid("linux.security_context.apparmor.localhost_ref", reason))
-        }
+        Profile::Localhost(name) => of_the_node(name).await.map(Some),
     }
 }
 
-fn is_loaded(name: &str) -> bool {
-    let mut list = String::new();
-    let read =
-        fs::File::open(APPARMOR_PROFILES).and_then(|file| file.take(LARGEST_LIST).read_to_string(&mut list));
-    read.is_ok() && list.lines().any(|line| line.rsplit_once(" (").is_some_and(|(known, _)| known == name))
+/// A profile that somebody else has loaded.
+async fn of_the_node(name: String) -> Result<String> {
+    let name = name.strip_prefix("localhost/").unwrap_or(&name).to_owned();
+    blocking("AppArmor profiles", move || {
+        if apparmor::is_loaded(&name) {
+            return Ok(name);
+        }
+        let reason = format!("profile {name:?} is not loaded; load it on the node with apparmor_parser");
+        Err(Error::invalid("linux.security_context.apparmor.localhost_ref", reason))
+    })
+    .await
 }
 
 fn check_selinux(options: Option<&cri::SeLinuxOption>) -> Result<()> {

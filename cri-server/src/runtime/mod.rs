@@ -68,6 +68,7 @@ use self::{flight::Flights, recover::Boot};
 use crate::{
     config::Config,
     error::{Error, Result},
+    lsm::apparmor::{self, OwnProfile},
     state::{Container, Pod, Store},
 };
 
@@ -88,6 +89,7 @@ pub struct Runtime {
     images: Images,
     networks: Arc<Networks>,
     launcher: Arc<dyn Launcher>,
+    own_profile: OwnProfile,
     /// What this daemon itself may hand on to containers.
     bounding: HashSet<Capability>,
     /// Whether this host can give pods users of their own; found out when it is first asked.
@@ -148,6 +150,7 @@ impl Runtime {
             blocking("boot id", move || Boot::of_this_host(&layout)).await?
         };
         let launcher = launcher(&config, &layout, &cgroups)?;
+        let own_profile = OwnProfile::new(layout.run());
         let runtime = Arc::new(Self {
             cgroup_parent: config.cgroup_parent().map_err(Error::doing("configuration"))?,
             config,
@@ -157,6 +160,7 @@ impl Runtime {
             images,
             networks,
             launcher,
+            own_profile,
             bounding: bounding_set()?,
             user_namespaces: tokio::sync::Mutex::default(),
             under_way: UnderWay::default(),
@@ -177,6 +181,15 @@ impl Runtime {
         runtime.recover().await?;
         runtime.look_after();
         Ok(runtime)
+    }
+
+    /// Loads Podhold's AppArmor profile where there is AppArmor, in a task of its own: the first container that
+    /// needs it waits for it.
+    pub fn load_profile(self: &Arc<Self>) {
+        if apparmor::is_enabled() {
+            let runtime = Arc::clone(self);
+            tokio::spawn(async move { runtime.own_profile.ensure().await });
+        }
     }
 
     /// From now on the built-in network goes with its last pod: for a process that ends with that one.
