@@ -20,6 +20,7 @@ pub mod standalone;
 pub mod state;
 pub mod streaming;
 
+mod lsm;
 mod numbers;
 mod output;
 mod service;

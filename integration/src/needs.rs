@@ -33,7 +33,7 @@ pub fn skipped(reason: &str) {
 
 /// Says that the test is for another machine, which is no lack of this one: the guest of `make vm` runs it.
 pub fn elsewhere(reason: &str) {
-    println!("for another machine: {reason}; make vm runs it");
+    println!("SKIPPED: {reason}; make vm runs it in the guest");
 }
 
 /// Returns from the test, saying why, unless everything named is there: `root`, `program "NAME"`,

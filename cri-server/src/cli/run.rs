@@ -126,6 +126,7 @@ fn run(arguments: Arguments, manifest: &Manifest) -> Result<ExitCode, (Failure, 
     let threads = super::threads::plain().map_err(host)?;
     let result = threads.block_on(async {
         let here = here::open(config).await.map_err(host)?;
+        here.runtime.load_profile();
         let result = standalone::run(manifest, &here.runtime, &options).await;
         here.close().await;
         result.map_err(refused)

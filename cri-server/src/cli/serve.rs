@@ -75,6 +75,7 @@ async fn serve(config: Config, inherited: Option<UnixListener>) -> Result<(), Fa
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     runtime.preload();
+    runtime.load_profile();
     info!(socket = %path.display(), version = env!("CARGO_PKG_VERSION"), "podhold is serving");
     manager.ready(runtime.store().pods().len());
     manager.keep_alive(&runtime);

@@ -12,7 +12,10 @@ use nix::{
 use podhold_cgroups::{Cgroups, Choice, Version};
 
 use super::Finding;
-use crate::config::Config;
+use crate::{
+    config::Config,
+    lsm::apparmor::{self, Standing},
+};
 
 /// Without these no pod has limits.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -31,7 +34,7 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
         overlay(&config.state_dir),
         idmapped_mounts(),
         seccomp(),
-        apparmor(),
+        apparmor(config),
         selinux(),
         capabilities(),
         security_of_oom(),
@@ -190,16 +193,31 @@ fn seccomp() -> Finding {
     }
 }
 
-fn apparmor() -> Finding {
-    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
-    match enabled.trim() {
-        "Y" => Finding::works("AppArmor", "enabled"),
-        _ => Finding::degraded(
-            "AppArmor",
+fn apparmor(config: &Config) -> Finding {
+    let check = "AppArmor";
+    if !apparmor::is_enabled() {
+        return Finding::degraded(
+            check,
             "not enabled",
             "containers that ask for a profile of theirs are refused",
             "boot with apparmor=1 lsm=…,apparmor, where it is wanted",
-        ),
+        );
+    }
+    let profile = apparmor::NAME;
+    let cost = "containers run without it; those that ask for RuntimeDefault are refused";
+    match apparmor::standing(&config.run_dir) {
+        Standing::Loaded => Finding::works(check, format!("enabled; {profile} is loaded, by Podhold")),
+        Standing::Foreign => {
+            let by = "is loaded, not by a daemon of this run directory, which replaces it when it starts";
+            Finding::works(check, format!("enabled; {profile} {by}"))
+        }
+        Standing::Waiting(program) => {
+            let by = format!("is not loaded yet: the next daemon or pod does that, by {}", program.display());
+            Finding::works(check, format!("enabled; {profile} {by}"))
+        }
+        Standing::Missing { reason, mend } => {
+            Finding::degraded(check, format!("enabled; {profile} is not loaded: {reason}"), cost, mend)
+        }
     }
 }
 

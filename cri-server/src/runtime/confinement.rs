@@ -6,9 +6,10 @@ use std::{fs, sync::Once};
 use oci_spec::runtime::LinuxSeccomp;
 use podhold_proto::cri::{self, security_profile::ProfileType};
 
-use super::{apparmor, prepare};
+use super::{blocking, prepare};
 use crate::{
     error::{Error, Result},
+    lsm::apparmor,
     spec::{self, process::Granted},
 };
 
@@ -83,46 +84,52 @@ pub(super) fn unusable(security: &cri::LinuxContainerSecurityContext, reason: St
 }
 
 /// The AppArmor profile of a container; `None` leaves it unconfined. Without one in the request it is the
-/// default, and that is nothing where the kernel has no AppArmor, as with peers, or the node has not loaded
-/// it, which is said once.
-pub(super) fn apparmor(security: &cri::LinuxContainerSecurityContext) -> Result<Option<String>> {
+/// default, and that is nothing where the kernel has no AppArmor, as with peers, or where Podhold's profile
+/// cannot be loaded, which is said once.
+pub(super) async fn apparmor(
+    security: &cri::LinuxContainerSecurityContext,
+    own: &apparmor::OwnProfile,
+) -> Result<Option<String>> {
     let asked = apparmor_profile(security)?;
     let demanded = asked.is_some();
-    let asked = asked.unwrap_or(Profile::Default);
     let enabled = apparmor::is_enabled();
-    match asked {
+    match asked.unwrap_or(Profile::Default) {
         _ if security.privileged => Ok(None),
         Profile::Unconfined => Ok(None),
         Profile::Default if !enabled => Ok(None),
-        Profile::Default if apparmor::is_loaded(apparmor::NAME) => Ok(Some(apparmor::NAME.to_owned())),
-        Profile::Default if demanded => Err(Error::Precondition(format!(
-            "linux.security_context.apparmor: RuntimeDefault is asked for, and profile {:?} is not \
-             loaded on this node, the daemon's log says why; install apparmor_parser and restart the daemon, or \
-             ask for Unconfined",
-            apparmor::NAME
-        ))),
-        Profile::Default => {
-            WARN_UNCONFINED.call_once(|| {
-                tracing::warn!(
-                    profile = apparmor::NAME,
-                    "no such AppArmor profile is loaded: containers that name none run without one"
-                );
-            });
-            Ok(None)
-        }
+        Profile::Default => match own.ensure().await {
+            Ok(()) => Ok(Some(apparmor::NAME.to_owned())),
+            Err(reason) if demanded => Err(Error::Precondition(format!(
+                "linux.security_context.apparmor: RuntimeDefault is asked for, and profile {:?} is not loaded \
+                 on this node: {reason}; mend that and restart the daemon, or ask for Unconfined",
+                apparmor::NAME
+            ))),
+            Err(reason) => {
+                WARN_UNCONFINED.call_once(|| {
+                    tracing::warn!(reason, "containers that name no AppArmor profile run without one");
+                });
+                Ok(None)
+            }
+        },
         Profile::Localhost(name) if !enabled => Err(Error::Precondition(format!(
             "linux.security_context.apparmor: profile {name:?} is asked for, and the kernel of this node has \
              no AppArmor; use RuntimeDefault or Unconfined, or another node"
         ))),
-        Profile::Localhost(name) => {
-            let name = name.strip_prefix("localhost/").unwrap_or(&name).to_owned();
-            if apparmor::is_loaded(&name) {
-                return Ok(Some(name));
-            }
-            let reason = format!("profile {name:?} is not loaded; load it on the node with apparmor_parser");
-            Err(Error::invalid("linux.security_context.apparmor.localhost_ref", reason))
-        }
+        Profile::Localhost(name) => of_the_node(name).await.map(Some),
     }
+}
+
+/// A profile that somebody else has loaded.
+async fn of_the_node(name: String) -> Result<String> {
+    let name = name.strip_prefix("localhost/").unwrap_or(&name).to_owned();
+    blocking("AppArmor profiles", move || {
+        if apparmor::is_loaded(&name) {
+            return Ok(name);
+        }
+        let reason = format!("profile {name:?} is not loaded; load it on the node with apparmor_parser");
+        Err(Error::invalid("linux.security_context.apparmor.localhost_ref", reason))
+    })
+    .await
 }
 
 fn check_selinux(options: Option<&cri::SeLinuxOption>) -> Result<()> {

@@ -58,6 +58,7 @@ struct Found {
     mounts: Vec<HostMount>,
     devices: Vec<HostDevice>,
     seccomp: Option<LinuxSeccomp>,
+    apparmor: Option<String>,
     capabilities: Granted,
 }
 
@@ -227,6 +228,7 @@ impl Runtime {
         let (runtime, config, log) =
             (Arc::clone(self), order.config.clone(), log_path(&order.pod.record.config, &order.config));
         self.reach_paths(&config, log.as_deref()).await?;
+        let apparmor = confinement::apparmor(&spec::process::security(&config), &self.own_profile).await?;
         let look_up = move || {
             let mounts = prepare::mounts(&config.mounts)?;
             users.map_or(Ok(()), |users| users::check_sources(&mounts, &users))?;
@@ -235,7 +237,7 @@ impl Runtime {
             let devices = devices::asked(&config.devices)?;
             let seccomp = confinement::seccomp(&security, &capabilities)?;
             log.as_deref().and_then(Path::parent).map_or(Ok(()), prepare::public_dir)?;
-            Ok(Found { mounts, devices, seccomp, capabilities })
+            Ok(Found { mounts, devices, seccomp, apparmor, capabilities })
         };
         let looked_up = timeout(LOOK_UP, blocking("paths of the host", look_up)).await;
         looked_up.unwrap_or_else(|_| {
@@ -342,7 +344,7 @@ impl Runtime {
         found: Found,
     ) -> Result<Spec> {
         let security = spec::process::security(&order.config);
-        let Found { mounts, mut devices, seccomp, capabilities } = found;
+        let Found { mounts, mut devices, seccomp, apparmor, capabilities } = found;
         if security.privileged {
             let mut all = devices::all()?;
             all.retain(|device| devices.iter().all(|asked| asked.target != device.target));
@@ -354,7 +356,7 @@ impl Runtime {
             user,
             descriptors: descriptors::started_with(),
             seccomp,
-            apparmor: confinement::apparmor(&security)?,
+            apparmor,
             capabilities: &capabilities,
             mounts: &mounts,
             files: &files::of(&self.layout, &order.pod.record),

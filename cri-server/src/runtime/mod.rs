@@ -3,7 +3,6 @@
 //! The gRPC service and `podhold run` both call these and nothing below them. Each changing verb runs in
 //! a task of its own (see [`flight`]) and follows claim, act, commit (see [`crate::state`]).
 
-mod apparmor;
 mod archives;
 mod check;
 mod confinement;
@@ -69,6 +68,7 @@ use self::{flight::Flights, recover::Boot};
 use crate::{
     config::Config,
     error::{Error, Result},
+    lsm::apparmor::{self, OwnProfile},
     state::{Container, Pod, Store},
 };
 
@@ -89,6 +89,7 @@ pub struct Runtime {
     images: Images,
     networks: Arc<Networks>,
     launcher: Arc<dyn Launcher>,
+    own_profile: OwnProfile,
     /// What this daemon itself may hand on to containers.
     bounding: HashSet<Capability>,
     /// Whether this host can give pods users of their own; found out when it is first asked.
@@ -145,7 +146,6 @@ impl Runtime {
             Cgroups::detect(driver).map_err(Error::from)
         })
         .await?;
-        apparmor::load().await;
         let images = Images::open(image_config(&config))
             .await
             .map_err(|error| Error::image("opening the image store", &error))?;
@@ -155,6 +155,7 @@ impl Runtime {
             blocking("boot id", move || Boot::of_this_host(&layout)).await?
         };
         let launcher = launcher(&config, &layout, &cgroups)?;
+        let own_profile = OwnProfile::new(layout.run());
         let runtime = Arc::new(Self {
             cgroup_parent: config.cgroup_parent(cgroups.driver()).map_err(Error::doing("configuration"))?,
             config,
@@ -164,6 +165,7 @@ impl Runtime {
             images,
             networks,
             launcher,
+            own_profile,
             bounding: bounding_set()?,
             user_namespaces: tokio::sync::Mutex::default(),
             under_way: UnderWay::default(),
@@ -184,6 +186,15 @@ impl Runtime {
         runtime.recover().await?;
         runtime.look_after();
         Ok(runtime)
+    }
+
+    /// Loads Podhold's AppArmor profile where there is AppArmor, in a task of its own: the first container that
+    /// needs it waits for it.
+    pub fn load_profile(self: &Arc<Self>) {
+        if apparmor::is_enabled() {
+            let runtime = Arc::clone(self);
+            tokio::spawn(async move { runtime.own_profile.ensure().await });
+        }
     }
 
     /// From now on the built-in network goes with its last pod: for a process that ends with that one.
