@@ -257,9 +257,13 @@ fn apply(cgroups: &Cgroups, path: &CgroupPath, resources: &LinuxResources) -> Re
 }
 
 fn apply_v2(root: &Path, path: &CgroupPath, resources: &LinuxResources) -> Result<(), CgroupError> {
-    let manager = ManagerV2::new(root.to_owned(), path.as_str().into())
-        .map_err(|error| library(path, "open", &error))?;
-    manager.apply(&options(resources)).map_err(|error| explain(path, &error, wrapped_v2(&error)))
+    // It warns of every controller it knows nothing of, each time.
+    let quiet = tracing::subscriber::NoSubscriber::default();
+    tracing::subscriber::with_default(quiet, || {
+        let manager = ManagerV2::new(root.to_owned(), path.as_str().into())
+            .map_err(|error| library(path, "open", &error))?;
+        manager.apply(&options(resources)).map_err(|error| explain(path, &error, wrapped_v2(&error)))
+    })
 }
 
 fn options(resources: &LinuxResources) -> ControllerOpt<'_> {

@@ -2,7 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use podhold_integration::{
     cgroup::{self, Driver},
@@ -24,10 +29,18 @@ fn is_here() -> bool {
     here
 }
 
+/// Asks again where another test has systemd executed anew just now.
 fn systemctl(words: &[&str]) -> String {
-    let output = Command::new("systemctl").args(words).output().unwrap();
-    assert!(output.status.success(), "systemctl {words:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
+    let deadline = Instant::now() + SOON;
+    loop {
+        let output = Command::new("systemctl").args(words).output().unwrap();
+        let away = String::from_utf8_lossy(&output.stderr).contains("Failed to connect");
+        if !away || Instant::now() >= deadline {
+            assert!(output.status.success(), "systemctl {words:?}: {output:?}");
+            return String::from_utf8(output.stdout).unwrap();
+        }
+        std::thread::yield_now();
+    }
 }
 
 fn scope(pod: &str) -> String {
