@@ -65,10 +65,10 @@ soak: ## Ten minutes of storm, then 20,000 pods (MINUTES, COUNT, SEED); prints t
 	$(SUDO) $(RELEASE)/podhold-soak storm --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 	$(SUDO) $(RELEASE)/podhold-soak cycles --count $(or $(COUNT),20000)
 
-vm: ## Run TEST (a test file, FILE::NAME, conformance, units, short, all) in a Debian guest: cgroup v2, systemd (SYSTEM, SECURITY, DRIVER, FOCUS; RUN=pod.yaml)
+vm: ## Run TEST (a test file, FILE::NAME, conformance, units, reboots, short, all) in a Debian guest: cgroup v2, systemd (SYSTEM, SECURITY, DRIVER, FOCUS; RUN=pod.yaml)
 	@integration/setup.sh vm
 	$(CARGO) build --locked --workspace --bins
-	@SUDO='$(SUDO)' SYSTEM='$(SYSTEM)' SECURITY='$(SECURITY)' DRIVER='$(DRIVER)' FOCUS='$(FOCUS)' RUN='$(RUN)' \
+	@SUDO='$(SUDO)' SYSTEM='$(SYSTEM)' SECURITY='$(SECURITY)' DRIVER='$(DRIVER)' FOCUS='$(FOCUS)' RUN='$(RUN)' PODS='$(PODS)' \
 		integration/vm/test.sh $(DEBUG) $(or $(TEST),$(if $(RUN),run,short))
 
 vm-shell: ## A root shell in that guest

@@ -20,7 +20,7 @@ set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 checkout="$(cd "$here/../.." && pwd)"
 cache="${PODHOLD_VM_CACHE:-$checkout/.cache/vm}"
-system=trixie memory=2G append="" disk2="" boot=180 limit=3600 console="$cache/console"
+system=trixie memory=2G append="" disk2="" boot=300 limit=3600 console="$cache/console"
 shares=("$checkout") environment=() reader=""
 
 say() { echo "vm: $*" >&2; }
