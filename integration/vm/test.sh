@@ -87,7 +87,7 @@ all) make_images && guest tests "" $(tests -p podhold-integration --tests) ;;
 short)
 	options+=(--time 780)
 	make_images
-	guest short $(tests -p podhold-cgroups --lib --test v2)
+	guest short $(tests -p podhold-cgroups)
 	;;
 *) make_images && guest tests "$filter" $(tests -p podhold-integration --test "$name") ;;
 esac

@@ -1,4 +1,4 @@
-//! Real cgroups of this machine (v1 or hybrid), in cgroups made for each test and removed after it.
+//! Real cgroups of this machine, in cgroups made for each test and removed after it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -225,10 +225,15 @@ fn a_refused_change_leaves_all_limits_as_they_were() {
     scope.cgroups.create(&scope.path).unwrap();
     scope.cgroups.set(&scope.path, &cpu(50_000, "0")).unwrap();
     scope.cgroups.set(&scope.path, &memory(64 << 20)).unwrap();
+    let files = match scope.cgroups.version() {
+        Version::V1 => {
+            [("/cpu", "cpu.cfs_quota_us"), ("/cpuset", "cpuset.cpus"), ("/memory", "memory.limit_in_bytes")]
+        }
+        Version::V2 => [("", "cpu.max"), ("", "cpuset.cpus"), ("", "memory.max")],
+    };
     let now = || {
-        ["cpu/cpu.cfs_quota_us", "cpuset/cpuset.cpus", "memory/memory.limit_in_bytes"].map(|file| {
-            let (controller, name) = file.split_once('/').unwrap();
-            let dir = format!("/sys/fs/cgroup/{controller}{}", scope.path.as_str());
+        files.map(|(hierarchy, name)| {
+            let dir = format!("/sys/fs/cgroup{hierarchy}{}", scope.path.as_str());
             std::fs::read_to_string(format!("{dir}/{name}")).unwrap()
         })
     };
