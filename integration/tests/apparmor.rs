@@ -121,10 +121,6 @@ async fn containers_and_what_is_run_in_them_have_the_profile_they_ask_for() {
         let status = rig.cri().ended(&id, Duration::from_secs(60)).await.unwrap();
         assert_eq!(status.exit_code, 7, "{name}: it was not told to end: {status:?}");
     }
-    let mut privileged = container("privileged", Some(ProfileType::RuntimeDefault), "");
-    security(&mut privileged).privileged = true;
-    let id = rig.run(&pod, &config, &privileged).await;
-    assert_eq!(profiles(&rig, &id).await, ["unconfined", "unconfined"]);
     rig.cri().end_pod(&pod).await.unwrap();
     parser("--remove", RULES);
     rig.finish().await;
