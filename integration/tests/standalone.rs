@@ -91,11 +91,17 @@ async fn a_damaged_pod_of_an_earlier_run_is_removed_by_the_next() {
     let pods = rig.machine.directory().join("alone/state/pods");
     let pod = fs::read_dir(&pods).unwrap().flatten().next().expect("its record is left").path();
     fs::write(pod.join("pod.json"), "damaged").unwrap();
+    // Its containers run on: what is theirs stays.
+    let runs = rig.machine.directory().join("alone/run/runs");
+    let theirs = || fs::read_dir(&runs).map_or(0, Iterator::count);
+    rig.machine.run(words(&rig, &["doctor"], &["--fix"])).await.unwrap();
+    assert_eq!(theirs(), 1, "the directories of a pod that runs are removed");
     let next = serde_json::json!({"restartPolicy": "Never", "containers": [script("app", "echo again")]});
     let output = run(&rig, &next).await;
     assert!(output.code == 0 && output.stdout.contains("again"), "{output:?}");
     assert!(output.stderr.contains(&pod.join("pod.json").display().to_string()), "{output:?}");
     assert_eq!(fs::read_dir(&pods).map_or(0, Iterator::count), 0, "the damaged pod is left");
+    assert_eq!(theirs(), 0, "its directories are left");
     rig.finish().await;
 }
 

@@ -62,8 +62,12 @@ pub(super) async fn remove_earlier(runtime: &Arc<Runtime>) -> Result<()> {
     left
 }
 
-/// Removes the directories of runs that have no pod any more, with what is mounted in them.
+/// Removes the directories of runs that have no pod any more, with what is mounted in them. None while a pod cannot be
+/// read: its containers may run, and nobody knows which of the directories are theirs.
 pub fn remove_directories(runtime: &Arc<Runtime>) {
+    if runtime.store().damaged().iter().any(|damage| matches!(damage.hides, Hidden::Pod(_))) {
+        return;
+    }
     let pods = runtime.store().pods();
     let logs = |pod: &Pod| PathBuf::from(&pod.record.config.log_directory);
     let used: Vec<PathBuf> = pods.iter().map(logs).collect();
