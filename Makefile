@@ -97,8 +97,10 @@ check-format:
 
 check-lints:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	@$(CARGO) metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null || \
-		{ echo "fuzz/Cargo.lock is not what the crates need: run cargo update --workspace --manifest-path fuzz/Cargo.toml"; exit 1; }
+	@said=$$($(CARGO) metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml 2>&1 >/dev/null) || \
+		{ echo "$$said"; case $$said in *"needs to be updated"*|*"cannot update the lock file"*) \
+		echo "fuzz/Cargo.lock is not what the crates need: run cargo update --workspace --manifest-path fuzz/Cargo.toml";; \
+		esac; exit 1; }
 	@echo "PASSED: lints"
 
 # The programs first: black-box tests start them.

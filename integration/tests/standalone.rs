@@ -91,12 +91,29 @@ async fn a_damaged_pod_of_an_earlier_run_is_removed_by_the_next() {
     let pods = rig.machine.directory().join("alone/state/pods");
     let pod = fs::read_dir(&pods).unwrap().flatten().next().expect("its record is left").path();
     fs::write(pod.join("pod.json"), "damaged").unwrap();
+    // Its containers run on: what is theirs stays.
+    let runs = rig.machine.directory().join("alone/run/runs");
+    let theirs = || fs::read_dir(&runs).map_or(0, Iterator::count);
+    rig.machine.run(words(&rig, &["doctor"], &["--fix"])).await.unwrap();
+    assert_eq!(theirs(), 1, "the directories of a pod that runs are removed");
     let next = serde_json::json!({"restartPolicy": "Never", "containers": [script("app", "echo again")]});
     let output = run(&rig, &next).await;
     assert!(output.code == 0 && output.stdout.contains("again"), "{output:?}");
     assert!(output.stderr.contains(&pod.join("pod.json").display().to_string()), "{output:?}");
     assert_eq!(fs::read_dir(&pods).map_or(0, Iterator::count), 0, "the damaged pod is left");
+    assert_eq!(theirs(), 0, "its directories are left");
     rig.finish().await;
+}
+
+/// What doctor finds of pods whose run was killed, which is one thing.
+async fn left_over_pods(rig: &Rig, options: &[&str]) -> serde_json::Value {
+    let said = rig.machine.run(words(rig, &["doctor"], &[&["--json"], options].concat())).await.unwrap();
+    let answer: serde_json::Value =
+        serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"));
+    let all = answer["findings"].as_array().unwrap().iter();
+    let pods: Vec<_> = all.filter(|finding| finding["check"] == "left-over pods").cloned().collect();
+    assert_eq!(pods.len(), 1, "{answer:#}");
+    pods[0].clone()
 }
 
 #[tokio::test]
@@ -109,19 +126,10 @@ async fn doctor_names_a_pod_whose_run_was_killed_and_removes_it() {
     let log = rig.machine.directory().join("killed.log");
     let pid = rig.machine.spawn(&words(&rig, &["run"], &[&path]), BTreeMap::new(), &log).await.unwrap();
     until_said(&log, "up").await;
-    let doctor = async |options: &[&str]| {
-        let said = rig.machine.run(words(&rig, &["doctor"], &[&["--json"], options].concat())).await.unwrap();
-        let answer: serde_json::Value =
-            serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"));
-        let all = answer["findings"].as_array().unwrap().iter();
-        let pods: Vec<_> = all.filter(|finding| finding["check"] == "left-over pods").cloned().collect();
-        assert_eq!(pods.len(), 1, "{answer:#}");
-        pods[0].clone()
-    };
-    assert_eq!(doctor(&[]).await["verdict"], "works", "its run is alive");
+    assert_eq!(left_over_pods(&rig, &[]).await["verdict"], "works", "its run is alive");
     rig.machine.signal(pid, Signal::SIGKILL).await.unwrap();
     rig.machine.wait(pid).await.unwrap();
-    let left = doctor(&[]).await;
+    let left = left_over_pods(&rig, &[]).await;
     let text = |field: &str| left[field].as_str().unwrap_or_default().to_owned();
     assert_eq!(text("verdict"), "degraded", "{left:#}");
     for word in ["default/alone", "of its processes run", "alone/state"] {
@@ -130,9 +138,33 @@ async fn doctor_names_a_pod_whose_run_was_killed_and_removes_it() {
     for word in ["podhold rm --force", "podhold doctor --fix", "--state-dir"] {
         assert!(text("mend").contains(word), "{word}: {left:#}");
     }
-    assert_eq!(doctor(&["--fix"]).await["verdict"], "works");
+    assert_eq!(left_over_pods(&rig, &["--fix"]).await["verdict"], "works");
     let pods = rig.machine.directory().join("alone/state/pods");
     assert_eq!(fs::read_dir(&pods).map_or(0, Iterator::count), 0, "its records are left");
+    rig.finish().await;
+}
+
+#[tokio::test]
+async fn doctor_names_a_pod_to_be_kept_whose_run_was_killed_and_stops_it() {
+    let rig = rig!();
+    let spec = serde_json::json!({
+        "restartPolicy": "Never", "containers": [script("app", "echo up; exec sleep 1000")],
+    });
+    let path = manifest(&rig, &spec).display().to_string();
+    let log = rig.machine.directory().join("kept.log");
+    let command = words(&rig, &["run"], &["--keep", &path]);
+    let pid = rig.machine.spawn(&command, BTreeMap::new(), &log).await.unwrap();
+    until_said(&log, "up").await;
+    rig.machine.signal(pid, Signal::SIGKILL).await.unwrap();
+    rig.machine.wait(pid).await.unwrap();
+    let left = left_over_pods(&rig, &[]).await;
+    assert_eq!(left["verdict"], "degraded", "{left:#}");
+    assert!(left["mend"].as_str().unwrap_or_default().starts_with("podhold stop"), "{left:#}");
+    assert_eq!(left_over_pods(&rig, &["--fix"]).await["verdict"], "works");
+    let pods = rig.machine.directory().join("alone/state/pods");
+    assert_eq!(fs::read_dir(&pods).map_or(0, Iterator::count), 1, "what was to be kept is removed");
+    let removed = rig.machine.run(words(&rig, &["rm"], &["alone"])).await.unwrap();
+    assert_eq!(removed.code, 0, "it was stopped: {removed:?}");
     rig.finish().await;
 }
 

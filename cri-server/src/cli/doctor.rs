@@ -19,7 +19,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     json: bool,
     /// First remove what pods that are gone have left: mounts, cgroups, network namespaces, addresses, bridges; and
-    /// pods whose podhold run was killed
+    /// pods whose podhold run was killed (those that --keep keeps are stopped)
     #[arg(long)]
     fix: bool,
     #[command(flatten)]
@@ -82,11 +82,11 @@ async fn sweep(config: &Config, other: Option<&Config>) -> Result<(), Failure> {
     let others = other.map(|other| Layout::new(&other.run_dir, &other.state_dir));
     let runtime = Runtime::open(config.clone()).await?;
     // Pods first: what is nobody's once they are gone is swept with the rest.
-    let removed = standalone::remove_forgotten(&runtime).await;
+    let ended = standalone::end_forgotten(&runtime).await;
     let swept = runtime.sweep(others.as_slice()).await;
     standalone::remove_directories(&runtime);
     runtime.close().await;
-    Ok(removed.and(swept)?)
+    Ok(ended.and(swept)?)
 }
 
 fn line(finding: &Finding) -> String {

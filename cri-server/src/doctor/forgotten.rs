@@ -1,4 +1,4 @@
-//! Pods whose `podhold run` was killed before it could remove them: they run on, and nobody attends to them.
+//! Pods whose `podhold run` was killed before it could remove or stop them: they run on, and nobody attends to them.
 
 use std::fs;
 
@@ -34,19 +34,24 @@ fn pods_of(config: &Config, named: bool) -> Vec<Finding> {
     let records = ids.filter_map(|id| record::read::<PodRecord>(&layout.pod_record(&id)).ok());
     let mut findings: Vec<(String, Finding)> = records
         .filter_map(|record| {
-            let run_by = standalone::run_by(&record.config.annotations)?;
-            Some((record.id.to_string(), finding(config, &record, run_by, named)))
+            let run_by = standalone::run_by(&record.config, &config.run_dir)?;
+            Some((record.id.to_string(), finding(config, &record, run_by, named)?))
         })
         .collect();
     findings.sort_by(|(left, _), (right, _)| left.cmp(right));
     findings.into_iter().map(|(_, finding)| finding).collect()
 }
 
-fn finding(config: &Config, record: &PodRecord, run_by: &str, named: bool) -> Finding {
+/// Nothing of a pod that is kept and does not run: that was asked for.
+fn finding(config: &Config, record: &PodRecord, run_by: &str, named: bool) -> Option<Finding> {
     let of = record.config.metadata.clone().unwrap_or_default();
     // Whoever has made it, its path is the same.
     let cgroups = Cgroups::detect(Driver::Cgroupfs);
     let processes = cgroups.ok().and_then(|cgroups| cgroups.procs(&record.cgroup).ok()).unwrap_or_default();
+    let kept = standalone::is_kept(&record.config);
+    if kept && processes.is_empty() {
+        return None;
+    }
     let running = match processes.as_slice() {
         [] => "no process of it runs".to_owned(),
         some => {
@@ -64,7 +69,8 @@ fn finding(config: &Config, record: &PodRecord, run_by: &str, named: bool) -> Fi
     );
     let (run, state) = (config.run_dir.display(), config.state_dir.display());
     let options = if named { format!(" --run-dir {run} --state-dir {state}") } else { String::new() };
+    let command = if kept { "stop" } else { "rm --force" };
     let mend =
-        format!("podhold rm --force{options} {short}, or podhold doctor --fix{options} for all of them");
-    Finding::degraded(CHECK, found, COST, mend)
+        format!("podhold {command}{options} {short}, or podhold doctor --fix{options} for all of them");
+    Some(Finding::degraded(CHECK, found, COST, mend))
 }

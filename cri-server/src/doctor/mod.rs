@@ -2,7 +2,7 @@
 //!
 //! Each check is one function that looks and answers one [`Finding`]; none changes anything, so a doctor may
 //! be called beside a running daemon. What is nobody's is removed by `Runtime::sweep`, and what is left of
-//! networks by [`remove_networks`]; pods whose `podhold run` was killed by `standalone::remove_forgotten`.
+//! networks by [`remove_networks`]; pods whose `podhold run` was killed by `standalone::end_forgotten`.
 
 mod forgotten;
 mod host;

@@ -4,9 +4,11 @@
 //! keeps every run from these directories.
 
 use std::{
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     sync::Arc,
 };
+
+use podhold_proto::cri::PodSandboxConfig;
 
 use super::{plan::RUNS, volume};
 use crate::{
@@ -22,13 +24,22 @@ pub(super) const KEPT: &str = "podhold.io/keep";
 pub const RUN_BY: &str = "podhold.io/run-by";
 
 /// Whether a pod outlives the command that ran it.
-fn is_kept(pod: &Pod) -> bool {
-    pod.record.config.annotations.contains_key(KEPT)
+pub fn is_kept(pod: &PodSandboxConfig) -> bool {
+    pod.annotations.contains_key(KEPT)
+}
+
+/// The process of the `podhold run` whose pod this is. Whoever makes a pod writes its annotations, so that its logs have
+/// to be where those of a run are, too.
+pub fn run_by<'p>(pod: &'p PodSandboxConfig, run_dir: &Path) -> Option<&'p str> {
+    let logs = Path::new(&pod.log_directory);
+    let is_plain = logs.components().all(|part| part != Component::ParentDir);
+    let is_of_a_run = is_plain && logs.starts_with(run_dir.join(RUNS));
+    pod.annotations.get(RUN_BY).filter(|_| is_of_a_run).map(String::as_str)
 }
 
 /// Whether a pod is one of `podhold run`.
-fn is_of_a_run(pod: &Pod) -> bool {
-    pod.record.config.annotations.contains_key(RUN_BY)
+pub(super) fn is_of_a_run(runtime: &Runtime, pod: &Pod) -> bool {
+    run_by(&pod.record.config, &runtime.config().run_dir).is_some()
 }
 
 /// Makes sure that the directories are those of `podhold run`: what is left in them is removed as nobody's.
@@ -40,7 +51,7 @@ pub(super) fn claim_directories(runtime: &Arc<Runtime>) -> Result<()> {
             state.display()
         )))
     };
-    if let Some(other) = runtime.store().pods().iter().find(|pod| !is_of_a_run(pod)) {
+    if let Some(other) = runtime.store().pods().iter().find(|pod| !is_of_a_run(runtime, pod)) {
         let name = other.record.config.metadata.clone().unwrap_or_default();
         return refuse(format!("holds pods of a daemon ({}/{})", name.namespace, name.name));
     }
@@ -56,14 +67,18 @@ pub(super) fn claim_directories(runtime: &Arc<Runtime>) -> Result<()> {
 
 /// Removes what earlier runs have left that is not to be kept, and the directories of pods that are gone.
 pub(super) async fn remove_earlier(runtime: &Arc<Runtime>) -> Result<()> {
-    let is_left = |pod: &Pod| is_of_a_run(pod) && !is_kept(pod);
+    let is_left = |pod: &Pod| is_of_a_run(runtime, pod) && !is_kept(&pod.record.config);
     let left = remove_pods(runtime, is_left).await.and(remove_damaged(runtime).await);
     remove_directories(runtime);
     left
 }
 
-/// Removes the directories of runs that have no pod any more, with what is mounted in them.
+/// Removes the directories of runs that have no pod any more, with what is mounted in them. None while a pod cannot be
+/// read: its containers may run, and nobody knows which of the directories are theirs.
 pub fn remove_directories(runtime: &Arc<Runtime>) {
+    if runtime.store().damaged().iter().any(|damage| matches!(damage.hides, Hidden::Pod(_))) {
+        return;
+    }
     let pods = runtime.store().pods();
     let logs = |pod: &Pod| PathBuf::from(&pod.record.config.log_directory);
     let used: Vec<PathBuf> = pods.iter().map(logs).collect();
@@ -96,4 +111,26 @@ async fn remove_damaged(runtime: &Arc<Runtime>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_with_the_annotation_alone_is_none_of_a_run() {
+        for (logs, of_a_run) in [
+            ("/run/p/runs/run-1-2/logs", true),
+            ("/var/log/pods/default_web_1", false),
+            ("/run/p/runs/../../../var/log/pods/x", false),
+            ("/run/p/runs-of-others/x", false),
+            ("", false),
+        ] {
+            let annotations = [(RUN_BY.to_owned(), "1".to_owned())].into();
+            let pod = PodSandboxConfig { log_directory: logs.to_owned(), annotations, ..Default::default() };
+            assert_eq!(run_by(&pod, Path::new("/run/p")), of_a_run.then_some("1"), "{logs}");
+        }
+        let pod = PodSandboxConfig { log_directory: "/run/p/runs/a/logs".to_owned(), ..Default::default() };
+        assert_eq!(run_by(&pod, Path::new("/run/p")), None);
+    }
 }

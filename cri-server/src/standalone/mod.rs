@@ -18,8 +18,8 @@ mod volume;
 
 pub(crate) use self::terminal::{Label, Screen, follow};
 pub use self::{
-    forgotten::{remove_forgotten, run_by},
-    left::{RUN_BY, remove_directories},
+    forgotten::end_forgotten,
+    left::{RUN_BY, is_kept, remove_directories, run_by},
     life::Policy,
     manifest::{Manifest, ManifestError},
     plan::{check, dry_run},

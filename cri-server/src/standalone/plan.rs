@@ -118,6 +118,17 @@ mod tests {
     }
 
     #[test]
+    fn annotations_by_which_runs_are_known_are_refused() {
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, annotations: {podhold.io/OWN: x}}\nspec: {containers: \
+                   [{name: c, image: i}]}\n";
+        for own in ["keep", "run-by"] {
+            let told = told(&pod.replace("OWN", own));
+            let want = format!("3: metadata.annotations[\"podhold.io/{own}\"]: is podhold run's own");
+            assert!(told.len() == 1 && told[0].starts_with(&want), "{told:#?}\n{want}");
+        }
+    }
+
+    #[test]
     fn one_mistake_is_not_told_as_another_that_follows_from_it() {
         let pod = |name: &str, container: &str, spec: &str| {
             format!(

@@ -16,7 +16,7 @@ use super::{
     Problem,
     data::{Data, Kind, Object, bad_key},
     draft::draft,
-    node::{Node, Value, join},
+    node::{Node, Value, join, way_up},
     read,
 };
 use crate::standalone::supported::{self, Refused};
@@ -181,12 +181,9 @@ fn checked<T: for<'de> Deserialize<'de>>(
     let (value, mut wrong) = draft::<T>(document);
     let told: HashSet<String> = wrong.iter().map(|problem| problem.field.clone()).collect();
     // What is below a field that is wrong is not told, nor what is wrong with one in two ways.
-    let is_known = |path: &str| {
-        let ends = path.match_indices(['.', '[']).map(|(at, _)| at).chain([path.len()]);
-        !ends.into_iter().any(|end| told.contains(&path[..end]))
-    };
+    let is_new = |path: &str| !way_up(path).any(|path| told.contains(path));
     for Refused { at, path, reason } in supported::refused(document, within) {
-        if is_known(&path) {
+        if is_new(&path) {
             wrong.push(Problem { file: None, at: Some(at), field: path, reason });
         }
     }

@@ -7,6 +7,7 @@
 mod data;
 mod documents;
 mod draft;
+mod flaws;
 mod node;
 mod problem;
 mod read;
@@ -23,10 +24,7 @@ pub(super) use self::{
     node::{Node, Position, Value, join},
     problem::{Findings, refuse},
 };
-use self::{
-    node::{is_within, parent},
-    problem::Problem,
-};
+use self::{flaws::Flaws, problem::Problem};
 
 /// Largest manifest that is read, in bytes; what the Kubernetes API server takes.
 const LARGEST: u64 = 3 << 20;
@@ -46,7 +44,7 @@ pub struct Manifest {
     /// Where in its document the pod is: empty, or such as `spec.template`.
     within: String,
     /// What is wrong in the pod's document.
-    flaws: Vec<Problem>,
+    flaws: Flaws,
     /// What is wrong in the other ones.
     flaws_beside: Vec<Problem>,
 }
@@ -115,7 +113,7 @@ impl Manifest {
                 file: file.to_owned(),
                 document: found.document,
                 within: found.within,
-                flaws: found.flaws,
+                flaws: Flaws::of(found.flaws),
                 flaws_beside: found.flaws_beside,
             }),
             Err(problems) => Err(problem::sorted(file, problems)),
@@ -130,8 +128,8 @@ impl Manifest {
             problem
         });
         let mut problems: Vec<Problem> =
-            placed.filter(|problem| !self.hides(&problem.field)).chain(self.flaws.clone()).collect();
-        problems.extend(self.flaws_beside.iter().cloned());
+            placed.filter(|problem| !self.flaws.hide(&problem.field, &self.document)).collect();
+        problems.extend(self.flaws.problems().iter().chain(&self.flaws_beside).cloned());
         match made {
             Some(made) if problems.is_empty() => Ok(made),
             _ => Err(problem::sorted(&self.file, problems)),
@@ -140,21 +138,7 @@ impl Manifest {
 
     /// Whether a field of the pod does not say all that was meant: it is wrong, or a wrong one was meant for it.
     pub(super) fn is_flawed(&self, field: &str) -> bool {
-        self.is_flawed_at(&self.path(field))
-    }
-
-    fn is_flawed_at(&self, path: &str) -> bool {
-        self.flaws.iter().any(|flaw| is_within(path, &flaw.field) || self.may_mean(flaw, path))
-    }
-
-    /// Whether a problem of a field may only follow from a flaw.
-    fn hides(&self, path: &str) -> bool {
-        self.is_flawed_at(path) || self.flaws.iter().any(|flaw| is_within(&flaw.field, path))
-    }
-
-    /// What is not there may be what a wrong field beside it was meant for.
-    fn may_mean(&self, flaw: &Problem, path: &str) -> bool {
-        self.document.first_missing(path).is_some_and(|missing| parent(missing) == parent(&flaw.field))
+        self.flaws.are_at(&self.path(field), &self.document)
     }
 
     /// The path in its document of a field of the pod.

@@ -5,7 +5,7 @@
 use std::fmt;
 
 /// A place in a file, both counted from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(in crate::standalone) struct Position {
     pub(in crate::standalone) line: usize,
     pub(in crate::standalone) column: usize,
@@ -138,10 +138,9 @@ pub(in crate::standalone) fn parent(path: &str) -> &str {
     &path[..end.unwrap_or(0)]
 }
 
-/// Whether a field is another one, or belongs to it.
-pub(in crate::standalone) fn is_within(path: &str, outer: &str) -> bool {
-    let rest = path.strip_prefix(outer);
-    rest.is_some_and(|rest| outer.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
+/// A field and all that it belongs to, without the whole.
+pub(super) fn way_up(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |path| Some(parent(path))).take_while(|path| !path.is_empty())
 }
 
 /// The path of a field below `base`.
@@ -199,6 +198,7 @@ mod tests {
         ] {
             assert_eq!((tree.first_missing(path), parent(path)), (missing, above), "{path}");
         }
-        assert!(is_within("a.b[0]", "a.b") && is_within("a", "") && !is_within("a.bc", "a.b"));
+        let up: Vec<&str> = way_up("a.b[0][\"c.[d\"].e").collect();
+        assert_eq!(up, ["a.b[0][\"c.[d\"].e", "a.b[0][\"c.[d\"]", "a.b[0]", "a.b", "a"]);
     }
 }

@@ -1,6 +1,6 @@
 //! What is wrong with a manifest. Pure.
 
-use std::{fmt, path::PathBuf};
+use std::{collections::HashSet, fmt, path::PathBuf};
 
 use super::Position;
 
@@ -22,7 +22,7 @@ pub enum ManifestError {
 }
 
 /// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Problem {
     pub(super) file: Option<String>,
     pub(super) at: Option<Position>,
@@ -50,11 +50,14 @@ impl fmt::Display for Problem {
 
 /// Problems that are told in one message.
 const SHOWN: usize = 20;
+/// Problems of one thing that are kept: a file of a few megabytes can have a million.
+const MOST: usize = 500;
 
 fn lines(problems: &[Problem]) -> String {
     let mut lines: Vec<String> = problems.iter().take(SHOWN).map(ToString::to_string).collect();
     if let Some(more) = problems.len().checked_sub(SHOWN).filter(|more| *more > 0) {
-        lines.push(format!("and {more} more"));
+        let least = if problems.len() < MOST { "" } else { "at least " };
+        lines.push(format!("and {least}{more} more"));
     }
     lines.join("\n")
 }
@@ -78,34 +81,40 @@ pub(super) fn sorted(file: &str, mut problems: Vec<Problem>) -> ManifestError {
     ManifestError::Wrong(problems)
 }
 
-/// What is wrong with the parts of something: all of it is told, and not the first alone.
+/// What is wrong with the parts of something: all of it is told, as far as anybody can read that, and not the first
+/// alone.
 #[derive(Debug, Default)]
-pub(in crate::standalone) struct Findings(Vec<Problem>);
+pub(in crate::standalone) struct Findings {
+    problems: Vec<Problem>,
+    known: HashSet<Problem>,
+}
 
 impl Findings {
     /// A part, unless it is wrong.
     pub(in crate::standalone) fn part<T>(&mut self, part: Result<T, ManifestError>) -> Option<T> {
         match part {
             Ok(part) => return Some(part),
-            Err(ManifestError::Wrong(problems)) => {
-                let new: Vec<Problem> =
-                    problems.into_iter().filter(|problem| !self.0.contains(problem)).collect();
-                self.0.extend(new);
-            }
+            Err(ManifestError::Wrong(problems)) => problems.into_iter().for_each(|problem| self.add(problem)),
             Err(error @ ManifestError::Read { .. }) => {
                 let reason = error.to_string();
-                self.0.push(Problem { file: None, at: None, field: String::new(), reason });
+                self.add(Problem { file: None, at: None, field: String::new(), reason });
             }
         }
         None
     }
 
+    fn add(&mut self, problem: Problem) {
+        if self.problems.len() < MOST && self.known.insert(problem.clone()) {
+            self.problems.push(problem);
+        }
+    }
+
     /// The whole, unless a part of it was wrong.
     pub(in crate::standalone) fn whole<T>(self, whole: T) -> Result<T, ManifestError> {
-        if self.0.is_empty() { Ok(whole) } else { Err(ManifestError::Wrong(self.0)) }
+        if self.problems.is_empty() { Ok(whole) } else { Err(ManifestError::Wrong(self.problems)) }
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {
-        self.0
+        self.problems
     }
 }

@@ -1,6 +1,10 @@
 //! What a text must be to be a manifest.
 
 use super::Manifest;
+use crate::{
+    config::Config,
+    standalone::{Options, plan::decide},
+};
 
 const POD: &str =
     "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: i}]}\n";
@@ -210,9 +214,22 @@ fn a_file_within_the_limit_is_refused_in_a_time_that_grows_with_its_size() {
         &format!("metadata: {{managedFields: [{{fieldsV1: {{{key}: [{values}]}}}}], "),
     );
     let wide = (0..40_000).fold(POD.to_owned(), |text, n| text + &format!("z{n}: 1\n"));
-    for (text, good) in [(below, false), (kept, true), (wide, false)] {
+    let with_env = |entry: &str| {
+        POD.replace("image: i", &format!("image: i, env: [{}]", vec![entry; 100_000].join(",")))
+    };
+    let long = format!("{POD}? \"{}\"\n: 1\n", "a.".repeat(400_000));
+    let texts = [
+        (below, false),
+        (kept, true),
+        (wide, false),
+        (with_env("{}"), false),
+        (with_env("{a: 1}"), false),
+        (long, false),
+    ];
+    for (text, good) in texts {
         let before = busy();
-        let read = Manifest::parse("m", &text);
+        let draft = Manifest::draft("m", &text);
+        let read = draft.and_then(|draft| decide(&draft, &Config::default(), &Options::default()).map(drop));
         assert_eq!(read.is_ok(), good, "{:?}", read.err().map(|error| error.to_string().len()));
         let took = busy() - before;
         assert!(took < std::time::Duration::from_secs(40), "{took:?}");

@@ -21,7 +21,7 @@ mod show;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     time::Duration,
 };
@@ -40,7 +40,8 @@ pub(super) use self::{
 use self::{dns::Names, hosts::Hosts, resources::Needs};
 use super::{
     host::Host,
-    manifest::{Findings, Manifest, ManifestError, check_name, refuse},
+    left::{KEPT, RUN_BY},
+    manifest::{Findings, Manifest, ManifestError, check_name, join, refuse},
     users,
     volume::{Source, Volumes},
 };
@@ -294,6 +295,8 @@ fn sandbox(
     };
     let dns_config = found.part(dns::config(spec, &around.place.host)).flatten();
     let port_mappings = found.part(ports::of(spec)).unwrap_or_default();
+    let annotations = metadata.annotations.clone().unwrap_or_default().into_iter().collect();
+    found.part(no_own_annotation(&annotations));
     found.whole(cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name: around.name.clone(),
@@ -306,10 +309,21 @@ fn sandbox(
         dns_config,
         port_mappings,
         labels: metadata.labels.clone().unwrap_or_default().into_iter().collect(),
-        annotations: metadata.annotations.clone().unwrap_or_default().into_iter().collect(),
+        annotations,
         linux: Some(linux),
         ..Default::default()
     })
+}
+
+/// Refuses the annotations by which the pods of runs are known: a run sets them itself.
+fn no_own_annotation(annotations: &HashMap<String, String>) -> Result<(), ManifestError> {
+    match [KEPT, RUN_BY].iter().find(|own| annotations.contains_key(**own)) {
+        Some(own) => {
+            let reason = "is podhold run's own; leave it out (its option --keep keeps a pod)";
+            refuse(join("metadata.annotations", own), reason)
+        }
+        None => Ok(()),
+    }
 }
 
 fn grace(seconds: Option<i64>) -> Result<Duration, ManifestError> {

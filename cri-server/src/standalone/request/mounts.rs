@@ -17,10 +17,10 @@ pub(super) fn of(
     found: &mut Findings,
 ) -> (Vec<cri::Mount>, Vec<SubPath>) {
     let (mut mounts, mut sub_paths): (Vec<cri::Mount>, _) = (Vec::new(), Vec::new());
+    let unread = around.volumes.get("").is_some() || around.manifest.is_flawed("spec.volumes");
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let field = format!("{field}.volumeMounts[{index}]");
         let volume = around.volumes.get(&mount.name);
-        let unread = around.volumes.get("").is_some() || around.manifest.is_flawed("spec.volumes");
         if volume.is_none() && !unread {
             let reason = format!("spec.volumes has no {:?}", mount.name);
             found.part::<()>(refuse(format!("{field}.name"), reason));
