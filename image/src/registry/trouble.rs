@@ -26,7 +26,13 @@ pub(super) fn unknown_name(error: &reqwest::Error) -> Option<String> {
         source = cause.source();
     }
     let of_the_name = &texts[texts.iter().position(|text| text == OF_A_NAME)? + 1..];
-    Some(format!("cannot find {host}: {}", in_words(of_the_name)))
+    Some(format!("cannot find {host}{}: {}", or_its_proxy(), in_words(of_the_name)))
+}
+
+/// The client asks a proxy where the environment names one, and then it is the proxy whose name is looked up.
+fn or_its_proxy() -> &'static str {
+    let names = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+    if names.iter().any(|name| std::env::var_os(name).is_some()) { " or its proxy" } else { "" }
 }
 
 /// What the resolver has met.

@@ -108,8 +108,13 @@ pub struct Difference {
     pub what: String,
 }
 
+/// How many names of one file are told.
+const MOST_NAMES: usize = 4;
+const TOO_MANY_NAMES: usize = MOST_NAMES + 1;
+
 /// What of the tree beneath `root` is not as `place` says, whose hash is `hash`: the first `most` differences, and how
-/// many there are; what differs of a file with several names is one, not one for each name. Reads every file. Fails when `place` cannot be used.
+/// many there are; what differs of a file with several names is one, not one for each name. Reads every file. Fails
+/// when `place` cannot be used.
 pub(crate) fn compare(
     root: &OwnedFd,
     (place, hash): (&Path, &str),
@@ -120,20 +125,25 @@ pub(crate) fn compare(
     }
     let mut noted = Noted(io::BufReader::with_capacity(PIECE, fs::File::open(place)?));
     let (mut differences, mut count): (Vec<Difference>, u64) = (Vec::new(), 0);
-    // Files with several names that differ: where the difference is told, if it is.
-    let mut told: HashMap<u64, Option<usize>> = HashMap::new();
+    // Files with several names that differ: where the difference is told, if it is, and with how many of the names.
+    let mut told: HashMap<u64, (Option<usize>, usize)> = HashMap::new();
     let mut differ = |path: &[u8], inode: Option<u64>, what: String| {
         let path = format!("/{}", String::from_utf8_lossy(path));
-        if let Some(first) = inode.and_then(|inode| told.get(&inode)) {
+        if let Some((first, names)) = inode.and_then(|inode| told.get_mut(&inode)) {
+            *names += 1;
             if let Some(first) = first {
-                differences[*first].what.push_str(&format!(" (also {path})"));
+                match *names {
+                    ..=MOST_NAMES => differences[*first].what.push_str(&format!(" (also {path})")),
+                    TOO_MANY_NAMES => differences[*first].what.push_str(" (and by more names)"),
+                    _ => {}
+                }
             }
             return;
         }
         count += 1;
         let is_told = differences.len() < most;
         if let Some(inode) = inode {
-            told.insert(inode, is_told.then_some(differences.len()));
+            told.insert(inode, (is_told.then_some(differences.len()), 1));
         }
         if is_told {
             differences.push(Difference { path, what });

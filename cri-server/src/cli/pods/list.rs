@@ -30,13 +30,14 @@ pub(super) struct Shown {
     pub(super) ips: Vec<String>,
     /// What the runtime says of the pod besides.
     pub(super) more: Value,
+    /// With what is known of each; nothing of one that runs, where only a line is shown.
     pub(super) containers: Vec<(Container, ContainerStatus)>,
 }
 
 pub(super) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut pods = Vec::new();
     for mut source in arguments.place.sources().await? {
-        pods.extend(of(&mut source, arguments.all).await?);
+        pods.extend(of(&mut source, arguments.all, arguments.json).await?);
         source.close().await;
     }
     if arguments.json {
@@ -49,21 +50,29 @@ pub(super) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn of(source: &mut Source, all: bool) -> Result<Vec<Shown>, Failure> {
+/// The pods with their containers; what only the document shows, when it is to be told `wholly`.
+async fn of(source: &mut Source, all: bool, wholly: bool) -> Result<Vec<Shown>, Failure> {
     let containers = source.containers().await?;
     let mut pods = Vec::new();
     for pod in source.pods().await? {
         let mut shown = Vec::new();
         for container in containers.iter().filter(|container| container.pod_sandbox_id == pod.id) {
             if all || container.state() == ContainerState::ContainerRunning {
+                let asked = wholly || container.state() == ContainerState::ContainerExited;
+                let status = if asked {
+                    status(source, &container.id).await?
+                } else {
+                    Some(ContainerStatus::default())
+                };
                 // One that went away meanwhile is not shown.
-                shown.extend(status(source, &container.id).await?.map(|status| (container.clone(), status)));
+                shown.extend(status.map(|status| (container.clone(), status)));
             }
         }
-        if !shown.is_empty() || all || pod.state() == PodSandboxState::SandboxReady {
-            let (ips, more) = about(source, &pod.id).await?;
-            pods.push(Shown { pod, ips, more, containers: shown });
+        if shown.is_empty() && !all && pod.state() != PodSandboxState::SandboxReady {
+            continue;
         }
+        let about = if wholly { about(source, &pod.id).await? } else { Some(Default::default()) };
+        pods.extend(about.map(|(ips, more)| Shown { pod, ips, more, containers: shown }));
     }
     Ok(pods)
 }
@@ -78,18 +87,18 @@ async fn status(source: &mut Source, id: &str) -> Result<Option<ContainerStatus>
     }
 }
 
-/// The addresses of a pod, and what else the runtime says of it; nothing when it is gone.
-async fn about(source: &mut Source, id: &str) -> Result<(Vec<String>, Value), Failure> {
+/// The addresses of a pod, and what else the runtime says of it; `None` when it is gone.
+async fn about(source: &mut Source, id: &str) -> Result<Option<(Vec<String>, Value)>, Failure> {
     let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
     let answer = match source.client.pod_sandbox_status(request).await {
         Ok(answer) => answer.into_inner(),
-        Err(status) if status.code() == tonic::Code::NotFound => return Ok((Vec::new(), Value::Null)),
+        Err(status) if status.code() == tonic::Code::NotFound => return Ok(None),
         Err(status) => return Err(said(status)),
     };
     let network = answer.status.and_then(|status| status.network).unwrap_or_default();
     let ips = [network.ip].into_iter().chain(network.additional_ips.into_iter().map(|more| more.ip));
     let more = answer.info.get("info").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-    Ok((ips.filter(|ip| !ip.is_empty()).collect(), more))
+    Ok(Some((ips.filter(|ip| !ip.is_empty()).collect(), more)))
 }
 
 fn state(container: &Container, status: &ContainerStatus) -> String {
