@@ -78,7 +78,12 @@ async fn what_has_changed_is_told_and_fetched_again_while_a_container_goes_on() 
         assert_eq!(verify(&rig, words).await.code, code, "{words:?}");
     }
     let told = verify(&rig, &[LAYERS]).await;
-    for words in ["/data/changed-too: other content", "/data/owned: is missing", LAYERS, "--repair"] {
+    for words in [
+        "/data/changed: other content (also /data/changed-too)",
+        "/data/owned: is missing",
+        LAYERS,
+        "--repair",
+    ] {
         assert!(format!("{}{}", told.stdout, told.stderr).contains(words), "{words}: {told:?}");
     }
     assert_eq!(places(&rig), before, "nothing is changed unasked");
